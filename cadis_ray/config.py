@@ -1,0 +1,317 @@
+"""The study file, typed: what stands where, with which bounds, and how a file becomes a ``Study``.
+
+Rules between fields are in ``rules``, where they apply in ``checks``, the words of messages in ``explain``.
+None of these imports torch, ray or mlflow, nor NumPy and SciPy before a file is checked: ``--help`` and
+``--dry-run`` depend on it.
+"""
+
+import hashlib
+import json
+import os.path
+from collections.abc import Callable, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from cadis_ray import rules, strict_yaml
+from cadis_ray.errors import UsageError
+from cadis_ray.explain import Schema, dotted, findings, section, with_value
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]*$")]
+Value = bool | int | float | str | None
+A_LIST = Field(strict=False)  # YAML has lists only; strict pydantic refuses them for tuples
+
+
+class Section(BaseModel):
+    """A section of the study file: unknown keys, text for numbers, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where images come from and how many of each split are used (None: all that remain)."""
+
+    name: Literal["digits"]
+    seed: int = 0
+    validation: Count = 400
+    test: Count = 400
+
+
+class Denoiser(Section):
+    """A diffusion denoiser. ``checkpoint``: a path, or ``package:FILE`` for one that ships with it."""
+
+    family: Literal["improved_diffusion", "guided_diffusion"]
+    checkpoint: str
+    config: dict[str, Any] | None = None
+
+
+class Classifier(Section):
+    """The off-the-shelf classifier. ``config``: keyword arguments of the library's constructor."""
+
+    library: Literal["timm"]
+    name: str
+    checkpoint: str
+    config: dict[str, Any] = {}
+    normalise: Literal["own", "half"] = "own"
+
+
+class Lora(Section):
+    """Low-rank adapters, as in peft; ``lora_alpha`` None means lora_alpha = r."""
+
+    r: Count = 4
+    lora_alpha: Positive | None = None
+    target_modules: Annotated[tuple[str, ...], A_LIST, Field(min_length=1)] = ("q", "v")
+
+
+class FineTuning(Section):
+    """How a trial fine-tunes. The ablation switches carry the names of the papers' tables."""
+
+    recipe: Literal["ft_cadis", "denoised_ce", "none"] = "ft_cadis"
+    adapter: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    adv_weight: NonNegative = 1.0
+    attack_radius: NonNegative = 0.25
+    attack_steps: Annotated[int, Field(ge=0)] = 4
+    num_noises: Count = 4
+    renormalise: bool = True
+    warm_start: bool = True
+    detach_target: bool = False
+    select: Literal["non_hallucinated", "all", "confidence"] = "non_hallucinated"
+    confidence: Annotated[float, Field(ge=0, le=1)] = 0.5
+    update_selection: Literal["every_step", "frozen"] = "every_step"
+    mask: Literal["all_correct", "none"] = "all_correct"
+    target: Literal["consistency", "label"] = "consistency"
+    reduction: Literal["max", "mean"] = "max"
+    epochs: Count = 10
+    batch_size: Count = 128
+    base_lr: Positive = 5e-4
+    min_lr: NonNegative = 1e-6
+    warmup_epochs: NonNegative = 1.0
+    weight_decay: NonNegative = 0.04
+    weight_decay_end: NonNegative = 0.4
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+    clip: Literal["per_tensor", "global"] = "per_tensor"
+    clip_norm: Positive = 1.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["float32", "bf16"] = "float32"
+    attack_radius_doubles_after: Count | None = None
+
+
+class Validation(Section):
+    """What a trial counts after each epoch: label-aware, few samples, many images. Never a certificate."""
+
+    images: Count = 400
+    samples: Count = 64
+
+
+class Certification(Section):
+    """CERTIFY of Cohen et al. 2019 on test images with fresh noise."""
+
+    images: Count = 200
+    n0: Count = 100
+    n: Annotated[int, Field(ge=1, le=2**53)] = 10_000  # float64 tells every n up to there
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
+    radii: Annotated[tuple[NonNegative, ...], A_LIST] = (0.0, 0.25, 0.5, 0.75)
+
+
+class Configuration(Section):
+    """Everything one trial needs."""
+
+    data: Data
+    sigma: Positive
+    denoiser: Denoiser
+    classifier: Classifier
+    finetuning: FineTuning = FineTuning()
+    validation: Validation = Validation()
+    certification: Certification = Certification()
+
+
+class Distribution(Section):
+    """One searched parameter: a range (``low``, ``high``, ``log``, ``integer``) or ``choices``.
+
+    ``when``: path of another searched parameter -> the value or values for which this one is drawn; otherwise
+    it keeps the base's value.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: Annotated[tuple[Value, ...], A_LIST] | None = None
+    when: dict[str, Value | Annotated[tuple[Value, ...], A_LIST]] = {}
+
+
+class Objective(Section):
+    """What the search maximises, estimated on validation images at the certification's n and alpha."""
+
+    maximise: Literal["acr"] = "acr"
+
+
+class Sampler(Section):
+    """Optuna's sampler; ``startup`` trials are drawn at random before the model is trusted."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    startup: Annotated[int, Field(ge=0)] = 5
+
+
+class Scheduler(Section):
+    """When a trial is stopped early. ``asha``: Ray's, on the reported epoch."""
+
+    name: Literal["none", "asha"] = "none"
+    grace_epochs: Count = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class Resources(Section):
+    """What the study takes of the cluster. ``workers_per_trial`` 0: a trial trains in its own process (Ray Train's
+    local mode), which on a small machine saves the start of five processes a trial."""
+
+    workers_per_trial: Annotated[int, Field(ge=0)] = 1
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NonNegative = 0.0
+    concurrent_trials: Count = 2
+    actors: Count = 2
+    cpus_per_actor: Positive = 1.0
+    gpus_per_actor: NonNegative = 0.0
+    threads_per_process: Count = 1
+
+
+class Tracking(Section):
+    """MLflow. ``uri`` None: a SQLite file in the run's folder."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        parts = urlsplit(uri or "")
+        if parts.password is not None or any("password" in key.lower() for key in parse_qs(parts.query)):
+            raise ValueError("holds a password; give it to MLflow by its environment variables")
+        return uri
+
+
+class Study(Section):
+    """One study file."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    trials: Count
+    tolerated_failures: Annotated[int, Field(ge=0)] = 2
+    base: Configuration
+    space: dict[str, Distribution]
+    baselines: dict[Name, dict[str, Any]] = {}
+    objective: Objective = Objective()
+    sampler: Sampler = Sampler()
+    scheduler: Scheduler = Scheduler()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Checkpoints become absolute paths (relative ones start at the study file's folder), and a denoiser that
+    ships with the package gets its constructor arguments. Raises UsageError with a line for every problem:
+    ``FILE:LINE:COLUMN: KEY.PATH: got X; need Y. Did you mean Z?``
+    """
+    from cadis_ray.checks import place, rule_findings  # they need this module's types
+
+    path = Path(path)
+    document = strict_yaml.parse(path)
+    raw = _completed(document.data, path.resolve().parent)
+    found = findings(Study, raw)
+    found += rule_findings(raw, {finding.path for finding in found})
+    problems = [*document.problems, *(place(finding, document.marks) for finding in found)]
+    if problems:
+        raise strict_yaml.usage_error(document.name, problems)
+    return Study.model_validate(raw)
+
+
+def configuration(study: Study, parameters: Mapping[str, Any]) -> Configuration:
+    """The base with values set at dotted paths. Raises UsageError for an unknown path or a refused value."""
+    raw = study.base.model_dump()
+    for path, value in parameters.items():
+        if problem := Schema.of(Configuration).path_problem(path):
+            raise UsageError(f"{path}: {problem}")
+        raw = with_value(raw, tuple(path.split(".")), value)
+    if found := findings(Configuration, raw):
+        raise UsageError("\n".join(f"{dotted(finding.path)}: {finding.text}" for finding in found))
+    return Configuration.model_validate(raw)
+
+
+def searched_paths(study: Study) -> tuple[str, ...]:
+    """Dotted paths of the searched parameters, in the order of the study file."""
+    return tuple(study.space)
+
+
+def trial_values(study: Study, path: str) -> tuple[Any, ...]:
+    """What a trial can have at a dotted path: every choice, both ends of a range, or the base's value."""
+    distribution = study.space.get(path)
+    base = reduce(getattr, path.split("."), study.base)
+    if distribution is None:
+        return (base,)
+    return rules.extremes(distribution) + ((base,) if distribution.when else ())
+
+
+def max_num_noises(study: Study) -> int:
+    """The largest M of any trial or baseline: noises per image and epoch in the denoised pool."""
+    return _maximum(study, "finetuning.num_noises")
+
+
+def max_epochs(study: Study) -> int:
+    """The largest number of epochs of any trial or baseline: epochs in the denoised pool."""
+    return _maximum(study, "finetuning.epochs")
+
+
+def fingerprint(study: Study) -> str:
+    """SHA-256 of all that changes results: the study without name, tolerated failures, tracking and resources (but for
+    the concurrent trials), with the content of its checkpoints instead of their paths. Raises UsageError if a checkpoint cannot be read.
+    """
+    content = study.model_dump(mode="json", exclude={"name", "tolerated_failures", "resources", "tracking"})
+    content["concurrent_trials"] = study.resources.concurrent_trials  # the sampler's view depends on it
+    content = _with_checkpoints(content, _digest)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _maximum(study: Study, path: str) -> int:
+    base = reduce(getattr, path.split("."), study.base)
+    return max(*trial_values(study, path), *(changes.get(path, base) for changes in study.baselines.values()), 1)
+
+
+def _completed(raw: Any, folder: Path) -> Any:
+    """The study with what its file leaves out: the checkpoints' folder, the config of a shipped denoiser."""
+
+    def absolute(checkpoint: str) -> str:
+        return checkpoint if checkpoint.startswith(rules.PACKAGE) else os.path.normpath(folder / checkpoint)
+
+    raw = _with_checkpoints(raw, absolute)
+    denoiser = section(section(raw, "base"), "denoiser")
+    if isinstance(checkpoint := denoiser.get("checkpoint"), str) and denoiser.get("config") is None:
+        denoiser["config"] = rules.shipped_config(checkpoint)
+    return raw
+
+
+def _with_checkpoints(raw: Any, change: Callable[[str], str], key: str = "") -> Any:
+    """A copy with ``change`` applied to each checkpoint: of the base, a baseline, a choice or a condition."""
+    if isinstance(raw, dict):
+        return {name: _with_checkpoints(value, change, key if name == "choices" else name)
+                for name, value in raw.items()}  # fmt: skip
+    if isinstance(raw, list):
+        return [_with_checkpoints(item, change, key) for item in raw]
+    return change(raw) if isinstance(raw, str) and key in ("checkpoint", "classifier.checkpoint") else raw
+
+
+def _digest(checkpoint: str) -> str:
+    try:
+        with rules.checkpoint_file(checkpoint).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}") from None

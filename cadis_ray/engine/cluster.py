@@ -1,0 +1,70 @@
+"""Connecting to Ray, and leaving it in time."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from cadis_ray.config import Resources
+from cadis_ray.errors import EnvironmentProblem
+from cadis_ray.interrupts import raise_on_signals
+
+SHUTDOWN_SECONDS = 8.0
+
+
+@contextmanager
+def cluster(address: str, resources: Resources) -> Iterator[None]:
+    """A connection to the Ray cluster at ``address``; ``local`` starts one for this study alone and ends it afterwards.
+
+    SIGINT and SIGTERM raise ``Interrupted`` inside. Raises EnvironmentProblem where the cluster cannot be reached, or
+    this machine can never hold one trial or one actor.
+    """
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address == "local":
+            ray.init(address="local", num_cpus=_local_cpus(resources), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EnvironmentProblem(f"Ray at {address!r} cannot be reached: {error}") from error
+    raise_on_signals()
+    try:
+        if address == "local":
+            _check_capacity(resources)
+        yield
+    finally:
+        _shutdown()
+
+
+def _shutdown() -> None:
+    # Bounded: what must not be lost is on disk already, and the processes of a local cluster die with this one.
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_SECONDS)
+
+
+def _local_cpus(resources: Resources) -> int:
+    """Logical CPUs for all trials' workers or all actors at once, and two for Ray's own tasks: it only books them."""
+    workers = resources.concurrent_trials * max(resources.workers_per_trial, 1) * resources.cpus_per_worker
+    actors = resources.actors * resources.cpus_per_actor
+    return max(os.cpu_count() or 1, int(max(workers, actors) + 2))
+
+
+def _check_capacity(resources: Resources) -> None:
+    """Refuse at once what this machine can never hold."""
+    have = ray.cluster_resources()
+    for what, cpus, gpus in (
+        ("a trial's workers", max(resources.workers_per_trial, 1) * resources.cpus_per_worker,
+         max(resources.workers_per_trial, 1) * resources.gpus_per_worker),
+        ("one actor", resources.cpus_per_actor, resources.gpus_per_actor),
+    ):  # fmt: skip
+        if cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0):
+            raise EnvironmentProblem(
+                f"resources: {what} need {cpus:g} CPU and {gpus:g} GPU, this machine has {have.get('CPU', 0):g} logical "
+                f"CPU and {have.get('GPU', 0):g} GPU; lower the resources in the study file or give --address"
+            )

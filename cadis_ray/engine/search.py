@@ -1,0 +1,207 @@
+"""The search: Ray Tune runs the trials, Optuna proposes them, the ledger is the truth about both."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import ray.tune
+from optuna.trial import TrialState, create_trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cadis_ray.config import Study, configuration, trial_values
+from cadis_ray.engine.trial import Pool, run_trial, worker_bundle
+from cadis_ray.ledger import Ledger, TrialRow, unpack
+from cadis_ray.space import distributions, suggest
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+ENDED = ("complete", "pruned", "failed")
+
+
+def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session: str, report: "Report") -> None:
+    """Run every baseline and trial that the ledger does not hold as ended. ``report`` hears of each epoch and end."""
+    todo = len(study.baselines) + study.trials - sum(row.state in ENDED for row in ledger.trials())
+    if not todo:
+        return
+    searcher = StudySearcher(study, ledger, session)
+    resources = study.resources
+    trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(run_dir / "training"))
+    # With workers the trial itself only waits: they book their CPUs and GPUs in a placement group of their own.
+    booked = {"CPU": 0.01} if resources.workers_per_trial else worker_bundle(resources)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, booked),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=make_scheduler(study),
+            metric="acr",
+            mode="max",
+            num_samples=todo,
+            max_concurrent_trials=resources.concurrent_trials,
+            reuse_actors=True,  # the process that drives a trial takes seconds to import
+        ),
+        run_config=ray.tune.RunConfig(
+            name=session,
+            storage_path=str(run_dir / "tune"),
+            callbacks=[LedgerCallback(study, ledger, report)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+class StudySearcher(Searcher):
+    """Proposes baselines first, then trials, each a function of (seed, number, results that its number may know).
+
+    Trial i knows the results of trials 0 .. i - C, C the number of concurrent ones, and waits until they have ended;
+    of the C - 1 between it knows the parameters only. So neither timing nor a restart changes what is drawn.
+    """
+
+    def __init__(self, study: Study, ledger: Ledger, session: str) -> None:
+        super().__init__()
+        self.study, self.ledger, self.session = study, ledger, session
+        self.proposed: set[int] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        rows = {row.number: row for row in self.ledger.trials()}
+        names = list(self.study.baselines)
+        for number in range(len(names) + self.study.trials):
+            if number in self.proposed or (number in rows and rows[number].state in ENDED):
+                continue
+            if number < len(names):
+                baseline, name = names[number], names[number]
+                parameters = self.study.baselines[baseline]
+            else:
+                baseline, name = None, f"trial-{number - len(names):04d}"
+                drawn = self._draw(number - len(names), rows)
+                if drawn is None:
+                    return None
+                parameters = drawn
+            self.proposed.add(number)
+            self.ledger.open_trial(number, name, baseline, parameters)
+            epochs = self.ledger.epochs(number)
+            return {
+                "number": number, "session": self.session, "baseline": baseline is not None,
+                "parameters": parameters, "resume": epochs[-1].checkpoint if epochs else None,
+            }  # fmt: skip
+        return Searcher.FINISHED
+
+    def _draw(self, index: int, rows: dict[int, TrialRow]) -> dict[str, Any] | None:
+        """Parameters of searched trial ``index``; None while a result that it needs is not there."""
+        first, window = len(self.study.baselines), self.study.resources.concurrent_trials
+        known = [rows.get(first + i) for i in range(index - window + 1)]
+        if any(row is None or row.state not in ENDED for row in known):
+            return None
+        between = [rows[first + i] for i in range(max(0, index - window + 1), index)]
+        past = optuna.create_study(direction="maximize", sampler=make_sampler(self.study, index))
+        for row in known:
+            assert row is not None
+            past.add_trial(self._told(row))
+        for row in between:
+            past.add_trial(self._as_optuna(row, TrialState.RUNNING))
+        return suggest(past.ask(), self.study.space)
+
+    def _told(self, row: TrialRow) -> optuna.trial.FrozenTrial:
+        values = {epoch.epoch: epoch.metrics["acr"] for epoch in self.ledger.epochs(row.number)}
+        if row.state == "complete":
+            return self._as_optuna(row, TrialState.COMPLETE, value=values[max(values)])
+        if row.state == "pruned":
+            return self._as_optuna(row, TrialState.PRUNED, intermediate_values=values)
+        return self._as_optuna(row, TrialState.FAIL)
+
+    def _as_optuna(self, row: TrialRow, state: TrialState, **told: Any) -> optuna.trial.FrozenTrial:
+        return create_trial(
+            state=state,
+            params=row.parameters,
+            distributions=distributions(self.study.space, row.parameters),
+            **told,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its arguments for a restore that is never asked for
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing: what a trial gave is read from the ledger."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: this object is rebuilt from the ledger."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study is resumed from its ledger")
+
+
+def make_sampler(study: Study, index: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler for one trial, seeded by the study and the trial's place in it."""
+    seed = int(np.random.SeedSequence([study.seed, index]).generate_state(1)[0])
+    if study.sampler.name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=study.sampler.startup)
+
+
+def make_scheduler(study: Study) -> TrialScheduler:
+    """Tune's scheduler, on the reported ``epoch``; baselines always run to their end."""
+    if study.scheduler.name == "none":
+        return FIFOScheduler()
+    return StudyASHA(
+        time_attr="epoch",
+        max_t=max(trial_values(study, "finetuning.epochs")),
+        grace_period=study.scheduler.grace_epochs,
+        reduction_factor=study.scheduler.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+class StudyASHA(AsyncHyperBandScheduler):
+    """Ray's ASHA for searched trials."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        if trial.config["baseline"]:
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
+
+Report = Callable[[int, str, dict[str, float]], None]
+
+
+class LedgerCallback(ray.tune.Callback):
+    """Writes what Tune hears into the ledger, in the driver; nothing slow happens here."""
+
+    def __init__(self, study: Study, ledger: Ledger, report: Report) -> None:
+        self.study, self.ledger, self.report = study, ledger, report
+        self.trainable: dict[int, int] = {}
+        self.failures: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        number = trial.config["number"]
+        if "failed" in result:
+            self.failures[number] = result["failed"]
+            return
+        scores = {key: result[key] for key in ("acr", "acr_se", "clean")}
+        metrics = {key: value for key, value in result["metrics"].items() if math.isfinite(value)} | scores
+        self.trainable[number] = result["trainable_parameters"]
+        self.ledger.record_epoch(
+            number, result["epoch"], metrics, unpack(result["counts"]), result.get("checkpoint_path")
+        )
+        self.report(number, "running", scores)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        if number in self.failures:
+            self._close(number, "failed", self.failures[number], None)
+            return
+        settings = configuration(self.study, trial.config["parameters"]).finetuning
+        last = self.ledger.epochs(number)[-1]
+        whole = settings.recipe == "none" or last.epoch == settings.epochs
+        self._close(number, "complete" if whole else "pruned", None, last.checkpoint)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._close(trial.config["number"], "failed", "the process that drove the trial died", None)
+
+    def _close(self, number: int, state: Any, reason: str | None, checkpoint: str | None) -> None:
+        self.ledger.close_trial(number, state, reason, checkpoint, self.trainable.get(number))
+        self.report(number, state, {})

@@ -1,0 +1,76 @@
+"""A whole study: denoised pool, search, certificates, report; from the first step that is not done yet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cadis_ray.config import Study, configuration, fingerprint
+from cadis_ray.console import Progress
+from cadis_ray.data import load
+from cadis_ray.engine.certification import Model, certify_models
+from cadis_ray.engine.cluster import cluster
+from cadis_ray.engine.pool import make_pool
+from cadis_ray.engine.search import ENDED, run_search
+from cadis_ray.ledger import Ledger
+from cadis_ray.results import Certificates, StudyResult
+from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.summary import summarise
+
+
+def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:
+    """Run or finish a study in ``run_dir``. Nothing that the ledger or the counts hold is done again.
+
+    Raises Interrupted on SIGINT and SIGTERM, with everything committed.
+    """
+    ledger.set_meta("fingerprint", fingerprint(study))
+    data = load(study.base.data)
+    labels = data.validation.first(study.base.validation.images).labels.numpy()
+    with cluster(address, study.resources):
+        total = len(study.baselines) + study.trials
+        ended = sum(row.state in ENDED for row in ledger.trials())
+        if ended < total:
+            pool = make_pool(study, run_dir / "pool", progress)
+            progress.stage("search", total, ended)
+            run_search(study, ledger, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
+        result = summarise(study, run_dir, ledger, labels, {})
+        certificates = _certify(study, run_dir, ledger, result, progress)
+    return summarise(study, run_dir, ledger, labels, certificates)
+
+
+def _certify(
+    study: Study, run_dir: Path, ledger: Ledger, result: StudyResult, progress: Progress
+) -> dict[str, Certificates]:
+    """Certificates of the winner and of every baseline that ended well; none without a winner."""
+    if result.winner is None:
+        return {}
+    models = {
+        row.name: Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
+        for row in sorted(ledger.trials(), key=lambda row: row.name != result.winner)
+        if row.name == result.winner or (row.baseline and row.state == "complete")
+    }
+    return certify_models(study, models, CountsStore(run_dir / "counts"), progress)
+
+
+def _session(run_dir: Path) -> str:
+    """A new name for every driver of a run: Tune's and Train's own folders are caches and never shared."""
+    taken = [path.name for path in (run_dir / "tune").glob("session-*")]
+    return f"session-{len(taken):03d}"
+
+
+def _reporter(ledger: Ledger, progress: Progress) -> Callable[[int, str, dict[str, float]], None]:
+    best = -np.inf
+
+    def report(number: int, state: str, scores: dict[str, float]) -> None:
+        nonlocal best
+        rows = ledger.trials()
+        if state == "complete":
+            best = max(best, ledger.epochs(number)[-1].metrics["acr"])
+        progress.advance(
+            int(state in ENDED),
+            running=sum(row.state == "running" for row in rows),
+            failed=sum(row.state == "failed" for row in rows),
+            best=best if np.isfinite(best) else None,
+        )
+
+    return report

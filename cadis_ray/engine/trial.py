@@ -1,0 +1,173 @@
+"""One trial on Ray: a Tune trial that drives a TorchTrainer, whose workers run the epochs of ``finetuning.trial``.
+
+Three processes of every trial import this module, so that it imports what is slow only where it is used.
+"""
+
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ray
+import ray.train
+import ray.tune
+
+from cadis_ray.config import Resources, Study, configuration
+from cadis_ray.ledger import pack
+
+if TYPE_CHECKING:
+    from cadis_ray.finetuning.trial import Worker
+
+# Without a limit a trial whose workers find no place waits for ever; Ray tries once a minute.
+CONTROLLER_FAILURES = 30
+CHECKPOINTS = 2
+
+
+class Pool(NamedTuple):
+    """The denoised pool in Ray's object store: ``train[epoch]`` (M, N, C, H, W) and ``validation`` (S, N, C, H, W),
+    float16 in [-1, 1]."""
+
+    train: list[ray.ObjectRef]
+    validation: ray.ObjectRef
+
+
+def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str) -> None:
+    """The Tune trial: start the workers, pass their reports on, fail if they could not go on.
+
+    ``config``: number, session, parameters by dotted path, resume (checkpoint to go on from, or None).
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    resources = study.resources
+    name = f"trial-{config['number']:04d}-{config['session']}"
+    reports = TuneReportCallback()
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=config | {"study": study, "pool": pool, "folder": Path(storage) / name},
+        # 0 workers: Ray Train's local mode, in this process.
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers_per_trial,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_bundle(resources),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=[reports],
+            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=CONTROLLER_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS),
+        ),
+    )
+    try:
+        failed = trainer.fit().return_value
+    except Exception as error:  # whatever it is, it is this trial's end and not the study's
+        failed = _reason(error)
+    # A report still in the queue when this function returns can block Tune for ever (ray 2.60, session.py).
+    while not reports._training_actor_item_queue.empty():
+        time.sleep(0.2)
+    time.sleep(1.0 if resources.workers_per_trial else 0.0)
+    if failed is not None:
+        # Not an exception: of that Tune tells its callbacks no more than that there was one.
+        ray.tune.report({"failed": failed, "epoch": 0, "acr": 0.0})
+
+
+def worker_bundle(resources: Resources) -> dict[str, float]:
+    """What one worker books."""
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return {"CPU": resources.cpus_per_worker} | gpus
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what went wrong, in the first worker where something did."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    lines = str(causes[0]).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def train_loop(config: dict[str, Any]) -> str | None:
+    """Every worker's loop; returns why the trial cannot go on, or None at its end."""
+    import torch
+
+    from cadis_ray.data import load
+    from cadis_ray.finetuning.checkpoint import save_checkpoint
+    from cadis_ray.finetuning.epoch import NonFiniteLoss
+    from cadis_ray.finetuning.trial import Worker, trial_epochs
+    from cadis_ray.models.lora import trainable_parameters
+    from cadis_ray.summary import estimate_from
+
+    study: Study = config["study"]
+    torch.set_num_threads(study.resources.threads_per_process)
+    chosen = configuration(study, config["parameters"])
+    data = load(chosen.data)
+    labels = data.validation.first(chosen.validation.images).labels.numpy()
+    if study.resources.workers_per_trial:
+        worker, send = _train_worker(), _report_from_worker
+        latest = ray.train.get_checkpoint()
+        resume = Path(latest.path) if latest else config["resume"]
+    else:
+        worker = Worker(device="cuda" if study.resources.gpus_per_worker else "cpu")
+        send, resume = partial(_report_from_trial, config["folder"]), config["resume"]
+    pool: Pool = config["pool"]
+    epochs = trial_epochs(
+        chosen, data, lambda epoch: ray.get(pool.train[epoch]), ray.get(pool.validation),
+        seed=study.seed, worker=worker, resume=Path(resume) if resume else None,
+    )  # fmt: skip
+    try:
+        started = time.monotonic()
+        for epoch in epochs:
+            metrics = epoch.metrics | {"seconds": time.monotonic() - started}
+            found = estimate_from(chosen, labels, epoch.counts)
+            report = {
+                "epoch": epoch.epoch, "acr": found.acr, "acr_se": found.se, "clean": found.clean,
+                "metrics": metrics, "counts": pack(epoch.counts),
+                "trainable_parameters": trainable_parameters(epoch.classifier),
+            }  # fmt: skip
+            with tempfile.TemporaryDirectory() as folder:
+                checkpoint = None
+                if worker.rank == 0 and epoch.optimiser is not None:
+                    save_checkpoint(
+                        Path(folder), epoch.classifier, epoch.optimiser, chosen, seed=study.seed, epoch=epoch.epoch
+                    )
+                    checkpoint = ray.train.Checkpoint.from_directory(folder)
+                send(report, checkpoint, f"epoch-{epoch.epoch:04d}")
+            started = time.monotonic()
+    except NonFiniteLoss as problem:
+        return str(problem)
+    return None
+
+
+def _train_worker() -> "Worker":
+    """This worker's place among those of its trial; with several, models average gradients and counts are added up."""
+    import ray.train.torch
+    import torch.distributed
+
+    from cadis_ray.finetuning.trial import Worker
+
+    context, device = ray.train.get_context(), str(ray.train.torch.get_device())
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if world == 1:
+        return Worker(device=device)
+
+    def add(counts: torch.Tensor) -> None:
+        torch.distributed.all_reduce(counts)
+
+    return Worker(rank, world, device, ray.train.torch.prepare_model, add)
+
+
+def _report_from_worker(report: dict[str, Any], checkpoint: ray.train.Checkpoint | None, name: str) -> None:
+    ray.train.report(report, checkpoint, checkpoint_dir_name=name)
+
+
+def _report_from_trial(
+    folder: Path, report: dict[str, Any], checkpoint: ray.train.Checkpoint | None, name: str
+) -> None:
+    """What Ray Train's controller does for its workers: local mode has none. Keeps the checkpoint, then tells Tune."""
+    if checkpoint is not None:
+        kept = checkpoint.to_directory(str(folder / f".{name}.tmp"))
+        report = report | {"checkpoint_path": str(Path(kept).rename(folder / name))}
+        for old in sorted(folder.glob("epoch-*"))[:-CHECKPOINTS]:
+            shutil.rmtree(old)
+    ray.tune.report(report)

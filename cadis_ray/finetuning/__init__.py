@@ -1,0 +1,5 @@
+"""Fine-tuning on denoised images: losses, attack, optimiser, epoch."""
+
+from cadis_ray.finetuning.loss import ft_cadis_loss
+
+__all__ = ["ft_cadis_loss"]

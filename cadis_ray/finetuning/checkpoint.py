@@ -1,0 +1,94 @@
+"""A fine-tuned classifier on disk: safetensors and a JSON of everything needed to run them. No pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cadis_ray.config import Configuration
+from cadis_ray.errors import DataError
+from cadis_ray.models.checkpoints import read_state, sha256_of, write_safetensors
+from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.lora import add_lora, load_trainable_state, merge_lora, trainable_state
+
+WEIGHTS, OPTIMISER, RECORD = "classifier.safetensors", "optimiser.safetensors", "checkpoint.json"
+
+
+def adapted_classifier(configuration: Configuration, seed: int) -> Classifier:
+    """The off-the-shelf classifier, ready for what ``configuration.finetuning`` trains: nothing, adapters, all of it."""
+    settings, model = configuration.finetuning, configuration.classifier
+    constructor = model.config | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
+    classifier = load_classifier(model.library, model.name, model.checkpoint, constructor, model.normalise)
+    if settings.recipe == "none":
+        return classifier.requires_grad_(False)
+    if settings.adapter == "full":
+        return classifier
+    lora = settings.lora
+    return add_lora(classifier, r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules, seed=seed)
+
+
+def save_checkpoint(
+    folder: Path,
+    classifier: Classifier,
+    optimiser: torch.optim.Optimizer,
+    configuration: Configuration,
+    *,
+    seed: int,
+    epoch: int,
+) -> None:
+    """Write what training changed, the optimiser's state and, last, the record into an existing folder."""
+    write_safetensors(folder / WEIGHTS, trainable_state(classifier))
+    write_safetensors(folder / OPTIMISER, _flat(optimiser))
+    record = {
+        "epoch": epoch,
+        "seed": seed,
+        "configuration": configuration.model_dump(mode="json"),
+        "sha256": {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def restore_checkpoint(folder: Path, classifier: Classifier, optimiser: torch.optim.Optimizer) -> int:
+    """Put weights and optimiser state back; returns the epochs done. Raises DataError for a damaged folder."""
+    record = read_record(folder)
+    load_trainable_state(classifier, read_state(folder / WEIGHTS))
+    state = optimiser.state_dict()
+    state["state"] = {}
+    for key, value in load_file(folder / OPTIMISER).items():
+        index, name = key.split(".")
+        state["state"].setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict(state)
+    return int(record["epoch"])
+
+
+def load_finetuned(configuration: Configuration, folder: Path | None, seed: int) -> Classifier:
+    """The classifier to certify, in evaluation mode, adapters merged. ``folder`` None: the off-the-shelf one."""
+    classifier = adapted_classifier(configuration, seed)
+    if folder is not None:
+        read_record(folder)
+        load_trainable_state(classifier, read_state(folder / WEIGHTS))
+    return merge_lora(classifier).eval().requires_grad_(False)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a checkpoint whose files are whole. Raises DataError naming the file that is not."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        hashes = record["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: not a checkpoint of this program ({error})") from error
+    for name, expected in hashes.items():
+        if not (folder / name).exists() or sha256_of(folder / name) != expected:
+            raise DataError(f"{folder / name}: missing or damaged: its SHA-256 is not the one in {RECORD}")
+    return record
+
+
+def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in optimiser.state_dict()["state"].items()
+        for name, value in values.items()
+    }

@@ -1,0 +1,125 @@
+"""One epoch of fine-tuning: what every worker runs, with or without Ray around it."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cadis_ray.finetuning.loss import Losses, denoised_ce_loss, ft_cadis_loss
+from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
+
+if TYPE_CHECKING:
+    from cadis_ray.config import FineTuning
+
+
+class Batch(NamedTuple):
+    """One worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``.
+
+    ``scale`` multiplies the loss, a mean over the local images: 1 for a single worker, n_local * workers /
+    n_global where workers average their gradients, so that the average is the gradient of the global mean.
+    """
+
+    clean: Tensor
+    denoised: Tensor
+    labels: Tensor
+    scale: float = 1.0
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Loss or gradient of ``step`` (from 0, over all epochs) is not finite; it has not been taken."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(epoch, step)
+        self.epoch = epoch
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"loss or gradient not finite in epoch {self.epoch}, step {self.step}"
+
+
+def train_epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    settings: "FineTuning",
+    *,
+    epoch: int,
+    first_step: int,
+    total_steps: int,
+    bare: nn.Module | None = None,
+    selection_classifier: nn.Module | None = None,
+) -> dict[str, float]:
+    """Takes one optimiser step per batch; returns this worker's means over its images.
+
+    ``epoch`` counts from 0, ``first_step`` is its first iteration among ``total_steps``. ``bare``: the module
+    inside ``model`` where that is wrapped for data parallelism. ``selection_classifier``: the frozen
+    off-the-shelf copy for ``update_selection: frozen``. bf16 autocast covers the forward passes; losses are
+    float32.
+
+    Keys: loss, sce, madv, mask_share, selected_share, gradient_norm (before clipping), learning_rate and
+    weight_decay (of the last step), images. Raises NonFiniteLoss before a step that is not finite would be
+    taken: with averaged gradients a gradient that is not finite anywhere stops every worker at the same step.
+    """
+    model.train()
+    sums = torch.zeros(6, dtype=torch.float64)
+    images, rate, decay = 0, math.nan, math.nan
+    for step, batch in enumerate(batches, first_step):
+        rate, decay = apply_schedule(optimiser, step, total_steps, settings)
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(batch.clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            losses = _losses(model, batch, settings, epoch, bare, selection_classifier)
+        (losses.total * batch.scale).backward()
+        norm = clip_gradients(model.parameters(), settings.clip, settings.clip_norm)
+        # One transfer from the device a step; it is also what notices a diverged run.
+        values = torch.stack([*losses, norm]).detach().cpu()
+        if not values.isfinite().all():
+            raise NonFiniteLoss(epoch, step)
+        optimiser.step()
+        sums += values * len(batch.labels)
+        images += len(batch.labels)
+    if not images:
+        raise ValueError(f"epoch {epoch} has no batches")
+    names = (*(("loss" if name == "total" else name) for name in Losses._fields), "gradient_norm")
+    return dict(zip(names, (sums / images).tolist(), strict=True)) | {
+        "learning_rate": rate,
+        "weight_decay": decay,
+        "images": float(images),
+    }
+
+
+def _losses(
+    model: nn.Module,
+    batch: Batch,
+    settings: "FineTuning",
+    epoch: int,
+    bare: nn.Module | None,
+    selection_classifier: nn.Module | None,
+) -> Losses:
+    if settings.recipe == "none":
+        raise ValueError("recipe 'none' does not train")
+    if settings.recipe == "denoised_ce":
+        return denoised_ce_loss(model, batch.denoised, batch.labels)
+    if (settings.update_selection == "frozen") != (selection_classifier is not None):
+        raise ValueError("selection_classifier goes with update_selection 'frozen', and only with it")
+    after = settings.attack_radius_doubles_after
+    return ft_cadis_loss(
+        model,
+        batch.clean,
+        batch.denoised,
+        batch.labels,
+        adv_weight=settings.adv_weight,
+        attack_radius=settings.attack_radius * (2 if after is not None and epoch >= after else 1),
+        attack_steps=settings.attack_steps,
+        renormalise=settings.renormalise,
+        warm_start=settings.warm_start,
+        detach_target=settings.detach_target,
+        select=settings.select,
+        confidence=settings.confidence,
+        mask=settings.mask,
+        target=settings.target,
+        reduction=settings.reduction,
+        selection_classifier=selection_classifier,
+        attack_classifier=bare,
+    )

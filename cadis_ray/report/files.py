@@ -1,0 +1,62 @@
+"""Files that outlive a run: written whole or not at all; certificates as the field's tools have them."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cadis_ray.errors import EnvironmentProblem
+from cadis_ray.files import write_atomically
+from cadis_ray.results import Certificates
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``path``, and its folder where it is missing, so that a reader never sees a part of the text.
+
+    Raises ``EnvironmentProblem`` where the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path}: cannot be written: {error.strerror}; make room or permit it, then resume the run"
+        ) from error
+
+
+def write_result(run_dir: Path, payload: dict[str, Any]) -> None:
+    """Write ``run_dir/result.json``. Raises ``ValueError`` for NaN or infinity, which are not JSON."""
+    write_whole(run_dir / "result.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
+
+
+def certificates_tsv(certificates: Certificates) -> str:
+    """The columns ``idx label predict radius correct time`` of Cohen et al.'s certify.py, one line an image.
+
+    ``radius`` is the shortest decimal that reads back as the same float64: three digits, as the official
+    programs print, round across the radii that tables report. ``time`` is h:mm:ss.ffffff.
+    """
+    c = certificates
+    columns = (c.idx, c.label, c.predict, c.radius, c.correct, c.seconds)
+    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime"]
+    for idx, label, predict, radius, correct, seconds in zip(*columns, strict=True):
+        cells = (int(idx), int(label), int(predict), repr(float(radius)), int(correct), clock(float(seconds)))
+        lines.append("\t".join(map(str, cells)))
+    return "\n".join(lines) + "\n"
+
+
+def write_certificates(run_dir: Path, certificates: dict[str, Certificates], winner: str | None) -> None:
+    """Write ``run_dir/certificates/NAME.tsv`` for every model and the winner's also as ``certificates.tsv``.
+
+    Characters of a name that a path would act on are percent-encoded.
+    """
+    for name, rows in certificates.items():
+        write_whole(run_dir / "certificates" / f"{quote(name, safe='')}.tsv", certificates_tsv(rows))
+        if name == winner:
+            write_whole(run_dir / "certificates.tsv", certificates_tsv(rows))
+
+
+def clock(seconds: float) -> str:
+    """Seconds >= 0 as h:mm:ss.ffffff."""
+    whole, micro = divmod(round(seconds * 1e6), 10**6)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{micro:06}"

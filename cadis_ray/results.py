@@ -1,0 +1,75 @@
+"""What a study has to say: plain data, from which table, report, MLflow and result.json are made."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+State = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """ACR and its companions estimated from few samples on validation images. Never a certificate.
+
+    ``acr_at_n`` is the estimated ACR at certification's ``n`` and ``alpha``; ``se`` its bootstrap standard error
+    over images; ``certified_accuracy`` maps radius to share; ``clean`` is the share of images with P(label) > 1/2.
+    """
+
+    acr: float
+    se: float
+    clean: float
+    certified_accuracy: dict[float, float]
+    n: int
+    images: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One line of the table: a searched trial, or a baseline (``baseline`` is its name in the study file)."""
+
+    number: int
+    name: str
+    baseline: bool
+    state: State
+    reason: str | None
+    parameters: dict[str, Any]
+    estimate: Estimate | None
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    trainable_parameters: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """The certificates of one model on the test images, one row an image; arrays share one length.
+
+    ``predict`` is -1 where the procedure abstains (radius 0, never correct). ``radius`` is l2, unrounded.
+    """
+
+    name: str
+    sigma: float
+    n0: int
+    n: int
+    alpha: float
+    idx: np.ndarray
+    label: np.ndarray
+    predict: np.ndarray
+    radius: np.ndarray
+    correct: np.ndarray
+    seconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Everything the outputs are made of. ``winner`` is a trial's name; certificates go by trial or baseline."""
+
+    name: str
+    run_dir: Path
+    radii: tuple[float, ...]
+    searched: tuple[str, ...]
+    trials: list[TrialResult]
+    winner: str | None
+    certificates: dict[str, Certificates]

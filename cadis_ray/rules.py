@@ -1,0 +1,231 @@
+"""Rules between the fields of a study, as functions of their values; ``checks`` says where they apply.
+
+Each rule yields what is wrong, with its path within a configuration. Only what is certainly wrong is a rule.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from difflib import get_close_matches
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cadis_ray.explain import Finding, findings, got
+from cadis_ray.models.architecture import Architecture, architecture
+from cadis_ray.strict_yaml import KeyPath
+
+if TYPE_CHECKING:
+    from cadis_ray.config import Distribution
+
+EMBEDDED = Path(__file__).parent / "models" / "embedded"
+PACKAGE = "package:"
+MAX_DIFFUSION_STEPS = 100_000  # the schedule is an array of this length
+Violations = Iterator[Finding]
+
+
+class ImageSet(NamedTuple):
+    """Size of a data set: number of images and their (C, H, W)."""
+
+    images: int
+    shape: tuple[int, int, int]
+
+
+DATA_SETS = {"digits": ImageSet(1_797, (1, 8, 8))}
+
+
+def checkpoint_file(checkpoint: str) -> Path:
+    """The file of a checkpoint: of ``package:FILE``, one that ships with the package."""
+    return EMBEDDED / checkpoint.removeprefix(PACKAGE) if checkpoint.startswith(PACKAGE) else Path(checkpoint)
+
+
+def shipped() -> list[str]:
+    """The checkpoints that ship with the package, as a study names them."""
+    return sorted(PACKAGE + file.name for file in EMBEDDED.glob("*.safetensors"))
+
+
+def shipped_config(checkpoint: str) -> dict[str, Any] | None:
+    """Constructor arguments of a shipped checkpoint: the key ``config`` of the JSON beside it, if there is one."""
+    if checkpoint not in shipped():
+        return None
+    sidecar = checkpoint_file(checkpoint).with_suffix(".json")
+    return json.loads(sidecar.read_text())["config"] if sidecar.is_file() else None
+
+
+def violations(values: Mapping[str, Any]) -> Violations:
+    """What is wrong with a configuration, given by dotted paths; a rule with an unknown input is silent."""
+    for rule, inputs in RULES:
+        if all(path in values for path in inputs):
+            yield from rule(*(values[path] for path in inputs))
+
+
+def violations_in_space(values: Mapping[str, Any], extremes: Mapping[str, tuple[Any, ...]]) -> Violations:
+    """The first violation of each rule over all combinations of the searched parameters' extreme values.
+
+    Every rule is monotone in each number, so that the extremes suffice. A path that is searched comes first.
+    """
+    for rule, inputs in RULES:
+        searched = [path for path in inputs if path in extremes]
+        if searched and all(path in values for path in inputs):
+            axes = [extremes.get(path, (values[path],)) for path in inputs]
+            first = next((found for values_ in product(*axes) for found in rule(*values_)), None)
+            if first is not None:
+                known = ".".join(map(str, first.path)) in extremes
+                yield Finding(first.path if known else tuple(searched[0].split(".")), first.text)
+
+
+def distribution_violations(distribution: "Distribution", whole_numbers_only: bool) -> Violations:
+    """What is wrong with one searched parameter by itself; paths are within the distribution."""
+    low, high = distribution.low, distribution.high
+    if distribution.choices is not None:
+        if given := distribution.model_fields_set & {"low", "high", "log", "integer"}:
+            yield Finding((), f"got choices and {', '.join(sorted(given))}; need choices, or low and high")
+        if not distribution.choices:
+            yield Finding(("choices",), "got an empty list; need at least one choice")
+        for place, choice in enumerate(distribution.choices):
+            if choice in distribution.choices[:place]:
+                yield Finding(("choices", place), f"got {got(choice)} again; need different choices")
+        return
+    if low is None or high is None:
+        yield Finding((), "need low and high, or choices")
+        return
+    if not low < high:
+        yield Finding(("low",), f"got low {low} and high {high}; need low < high")
+    if distribution.log and low <= 0:
+        yield Finding(("low",), f"got {low}; need low > 0 where log is true")
+    for name, end in (("low", low), ("high", high)):
+        if distribution.integer and not whole_numbers_only and not end.is_integer():
+            yield Finding((name,), f"got {end}; need a whole number where integer is true")
+    if whole_numbers_only and not distribution.integer:
+        yield Finding((), "need integer: true, because the parameter is a whole number")
+
+
+def condition_violations(path: str, space: Mapping[str, "Distribution"], names: Collection[str]) -> Violations:
+    """What is wrong with ``space[path].when``; ``names`` also has parameters that are wrong by themselves."""
+    for parent, wanted in space[path].when.items():
+        where = ("when", parent)
+        if parent not in names:
+            near = get_close_matches(parent, names, 1, cutoff=0.8)
+            hint = f". Did you mean {near[0]}?" if near else ""
+            yield Finding(where, f"not searched; need the path of a searched parameter{hint}", at_key=True)
+        elif path in _ancestors(space, parent):
+            yield Finding(where, "a parameter cannot depend on itself, directly or through others", at_key=True)
+        elif parent in space:
+            for value in wanted if isinstance(wanted, tuple) else (wanted,):
+                if not _can_be(space[parent], value):
+                    yield Finding(where, f"got {got(value)}; need a choice or whole number of {parent}")
+
+
+def extremes(distribution: "Distribution") -> tuple[Any, ...]:
+    """The choices, or both ends of the range."""
+    if distribution.choices is not None:
+        return distribution.choices
+    ends = [end for end in (distribution.low, distribution.high) if end is not None]
+    return tuple(int(end) if end.is_integer() else end for end in ends)
+
+
+def _ancestors(space: Mapping[str, "Distribution"], path: str) -> set[str]:
+    seen: set[str] = set()
+    pending = [path]
+    while pending:
+        here = pending.pop()
+        if here not in seen:
+            seen.add(here)
+            pending.extend(space[here].when if here in space else ())
+    return seen
+
+
+def _can_be(distribution: "Distribution", value: Any) -> bool:
+    if distribution.choices is not None:
+        return value in distribution.choices
+    ends = extremes(distribution)
+    return distribution.integer and isinstance(value, int) and len(ends) == 2 and ends[0] <= value <= ends[1]
+
+
+def _splits(name: str, validation: int, test: int) -> Violations:
+    total = DATA_SETS[name].images
+    if validation + test >= total:
+        text = f"got validation {validation} and test {test}; need a sum below the {total} images of {name}"
+        yield Finding(("data", "validation"), text)
+
+
+def _validation_images(images: int, available: int) -> Violations:
+    if images > available:
+        yield Finding(("validation", "images"), f"got {images}; need at most data.validation = {available}")
+
+
+def _certification_images(images: int, available: int) -> Violations:
+    if images > available:
+        yield Finding(("certification", "images"), f"got {images}; need at most data.test = {available}")
+
+
+def _radii(sigma: float, n: int, alpha: float, radii: tuple[float, ...]) -> Violations:
+    from cadis_ray.smoothing.bounds import max_radius, samples_needed  # SciPy takes 0.5 s to import
+
+    ceiling = float(max_radius(n, alpha, sigma))
+    beyond = [radius for radius in radii if radius >= ceiling]
+    if not beyond:
+        return
+    asked = max(beyond)
+    reach = f"n={n} at alpha={alpha} certifies no radius above {ceiling:.4g} ({ceiling / sigma:.4g} sigma)"
+    try:
+        needed = samples_needed(asked, sigma, alpha)
+    except ValueError:
+        text = f"got {asked}; no n certifies that at sigma={sigma}; {reach}"
+        yield Finding(("certification", "radii"), text)
+    else:
+        yield Finding(("certification", "n"), f"got {n}; need n >= {needed} for radius {asked}: {reach}")
+
+
+def _denoiser(sigma: float, family: Any, checkpoint: str, config: dict[str, Any] | None, name: str) -> Violations:
+    from cadis_ray.models.schedule import make_schedule  # NumPy takes 0.3 s to import
+
+    if config is None and checkpoint.startswith(PACKAGE) and checkpoint not in shipped():
+        return  # its config is missing with it
+    wrong = findings(Architecture, config) if config is not None else []
+    yield from (Finding(("denoiser", "config", *path), text, at_key) for path, text, at_key in wrong)
+    if wrong:
+        return
+    arch = architecture(family, config)
+    if arch.diffusion_steps > MAX_DIFFUSION_STEPS:
+        text = f"got {arch.diffusion_steps}; need at most {MAX_DIFFUSION_STEPS}"
+        yield Finding(("denoiser", "config", "diffusion_steps"), text)
+        return
+    low, high = make_schedule(arch.noise_schedule, arch.diffusion_steps).sigma_range
+    if not low <= sigma <= high:
+        schedule = f"the denoiser's {arch.noise_schedule} schedule of {arch.diffusion_steps} steps"
+        yield Finding(("sigma",), f"got {sigma}; need {low:.6g} <= sigma <= {high:.6g}, the range of {schedule}")
+    channels, *size = DATA_SETS[name].shape
+    if arch.in_channels != channels:
+        text = f"got {arch.in_channels} channels; need in_channels: {channels}, as {name} has"
+        yield Finding(("denoiser", "config", "in_channels"), text)
+    multiple = 2 ** (len(arch.widths) - 1)
+    if any(side % multiple for side in size):
+        text = f"{len(arch.widths)} levels need sides that are multiples of {multiple}, but {name} has {size}"
+        yield Finding(("denoiser", "config", "channel_mult"), text)
+
+
+def _missing_file(path: KeyPath, checkpoint: str) -> Violations:
+    if checkpoint.startswith(PACKAGE):
+        if checkpoint not in shipped():
+            yield Finding(path, f"got {checkpoint!r}; need one of {', '.join(shipped()) or 'a path: none is shipped'}")
+    elif not checkpoint_file(checkpoint).is_file():
+        yield Finding(path, f"got {checkpoint!r}, which is not there; need an existing file")
+
+
+def _doubling(doubles_after: int | None, epochs: int) -> Violations:
+    if doubles_after is not None and doubles_after >= epochs:
+        text = f"got {doubles_after}; need less than epochs = {epochs}"
+        yield Finding(("finetuning", "attack_radius_doubles_after"), text)
+
+
+RULES: tuple[tuple[Callable[..., Violations], tuple[str, ...]], ...] = (
+    (_splits, ("data.name", "data.validation", "data.test")),
+    (_validation_images, ("validation.images", "data.validation")),
+    (_certification_images, ("certification.images", "data.test")),
+    (_radii, ("sigma", "certification.n", "certification.alpha", "certification.radii")),
+    (_denoiser, ("sigma", "denoiser.family", "denoiser.checkpoint", "denoiser.config", "data.name")),
+    (partial(_missing_file, ("denoiser", "checkpoint")), ("denoiser.checkpoint",)),
+    (partial(_missing_file, ("classifier", "checkpoint")), ("classifier.checkpoint",)),
+    (_doubling, ("finetuning.attack_radius_doubles_after", "finetuning.epochs")),
+)

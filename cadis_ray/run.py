@@ -1,0 +1,140 @@
+"""One run of a study in its folder: start or resume, and leave a record of how it ended, whatever happened."""
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cadis_ray.config import Study, fingerprint
+from cadis_ray.errors import CadisError, ExitCode, IntegrityError, UsageError
+from cadis_ray.interrupts import Interrupted, raise_on_signals
+from cadis_ray.results import StudyResult
+
+STUDY, RESOLVED = "study.yaml", "study.json"
+TRACKING_SECONDS = 60.0
+INTERRUPTED_TRACKING_SECONDS = 2.0
+
+
+def default_folder(study: Study) -> Path:
+    """``runs/NAME-HASH`` here: the same study finds its run again. Inside a Ray job, whose working directory is a copy
+    that Ray deletes, ``~/cadis_ray`` takes the place of here."""
+    here = Path.cwd()
+    root = Path.home() / "cadis_ray" if "runtime_resources" in here.parts else here
+    return root / "runs" / f"{study.name}-{fingerprint(study)[:8]}"
+
+
+def open_folder(study: Study, text: str, run_dir: Path) -> None:
+    """Make the run's folder with the study in it, as given and resolved; one that holds another study is refused."""
+    from cadis_ray.report.files import write_whole
+
+    if (run_dir / RESOLVED).exists():
+        stored = read_study(run_dir)
+        if fingerprint(stored) != fingerprint(study):
+            raise UsageError(f"{run_dir} holds another study ({stored.name}); give another --out, or none")
+        return
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise UsageError(f"{run_dir} exists and is not a run of this program; give another --out, or none")
+    write_whole(run_dir / STUDY, text)
+    write_whole(run_dir / RESOLVED, study.model_dump_json(indent=2) + "\n")
+
+
+def read_study(run_dir: Path) -> Study:
+    """The study of a run. Raises UsageError where the folder is not a run."""
+    try:
+        text = (run_dir / RESOLVED).read_text()
+    except OSError as error:
+        raise UsageError(f"{run_dir}: not a run's folder: {RESOLVED} cannot be read ({error.strerror})") from error
+    try:
+        return Study.model_validate_json(text)
+    except ValueError as error:
+        raise IntegrityError(f"{run_dir / RESOLVED}: changed since the run began: {error}") from error
+
+
+def run(study: Study, run_dir: Path, address: str) -> ExitCode:
+    """Run or resume the study; prints the tables and leaves result.json. Returns how it ended."""
+    from cadis_ray.console import Progress
+    from cadis_ray.engine.study import run_study
+    from cadis_ray.ledger import Ledger, RunLock
+    from cadis_ray.report.files import write_result
+    from cadis_ray.report.page import write_report
+    from cadis_ray.tracking import Outbox
+
+    run_dir = run_dir.resolve()
+    resume = f"python -m cadis_ray.tune --resume {shlex.quote(str(run_dir))}"
+    payload: dict[str, Any] = {"status": "failed", "exit_code": 1, "reason": None, "resume_command": resume}
+    result: StudyResult | None = None
+    status, patience = "FAILED", INTERRUPTED_TRACKING_SECONDS
+    raise_on_signals()
+    with RunLock(run_dir / "lock"), Ledger(run_dir / "ledger.sqlite") as ledger, Progress() as progress:
+        outbox = Outbox(ledger.path, study, run_dir, progress.note)
+        try:
+            result = run_study(study, run_dir, ledger, address, progress)
+            write_report(result)
+            payload |= verdict(study, result) | records(result)
+            status, patience = "FINISHED", TRACKING_SECONDS
+        except Interrupted as signal:
+            payload |= {"status": "interrupted", "exit_code": signal.exit_code, "reason": str(signal)}
+            status = "KILLED"
+        except CadisError as problem:
+            payload |= {"exit_code": int(problem.exit_code), "reason": str(problem)}
+        except Exception as error:
+            payload |= {"reason": f"internal error, {type(error).__name__}: {error}"}
+            traceback.print_exc()
+        finally:
+            write_result(run_dir, payload)
+            outbox.close(result, status, patience)
+    if result is not None:
+        show(result)
+    if payload["status"] != "done":
+        ending = f"{payload['status']}: {payload['reason']}"
+        print(f"{ending}\nEverything counted is saved. Go on with:\n  {resume}", file=sys.stderr)
+    return ExitCode(payload["exit_code"])
+
+
+def verdict(study: Study, result: StudyResult) -> dict[str, Any]:
+    """Done, or failed for want of a winner, or because more trials failed than ``tolerated_failures``."""
+    failed = [trial.name for trial in result.trials if trial.state == "failed"]
+    reason = f"{len(failed)} trials failed ({', '.join(failed)})" if failed else None
+    if result.winner is None:
+        reason = "no trial was completed, so there is no winner"
+    elif len(failed) <= study.tolerated_failures:
+        return {"status": "done", "exit_code": int(ExitCode.DONE), "reason": reason}
+    return {"status": "failed", "exit_code": int(ExitCode.TRIALS_FAILED), "reason": reason}
+
+
+def records(result: StudyResult) -> dict[str, Any]:
+    """The part of result.json that says what came out."""
+    from cadis_ray.report.table import certificate_records, trial_records
+
+    return {
+        "winner": result.winner,
+        "table": trial_records(result),
+        "certificates": certificate_records(result),
+    }
+
+
+def show(result: StudyResult) -> None:
+    """The tables, and where everything is: rich on a terminal, plain lines elsewhere."""
+    from cadis_ray.report.table import certificates_table, to_rich, to_text, trials_table
+
+    tables = [trials_table(result)] + ([certificates_table(result)] if result.certificates else [])
+    console = Console()
+    for table in tables:
+        if console.is_terminal:
+            console.print(to_rich(table, console.width))
+        else:
+            print("\n".join(to_text(table)))
+    for what, name in (
+        ("report", "report.html"),
+        ("certificates", "certificates.tsv"),
+        ("result", "result.json"),
+    ):
+        if name == "result.json" or (result.run_dir / name).exists():
+            print(f"{what}: {result.run_dir / name}")
+    print(
+        f"all trials in MLflow: mlflow ui --backend-store-uri sqlite:///{result.run_dir / 'mlflow.db'}",
+        flush=True,
+    )

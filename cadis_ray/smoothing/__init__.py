@@ -1,0 +1,1 @@
+"""Randomised smoothing: addressed noise, votes, counts, and what follows from counts."""

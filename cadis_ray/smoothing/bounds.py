@@ -1,0 +1,140 @@
+"""Certificates as functions of counts: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via
+randomized smoothing", ICML 2019 (their CERTIFY and PREDICT), in float64.
+
+A bound holds if k of n independent samples, n fixed beforehand, are votes for a class chosen without looking
+at them: stopping early, reusing the selection's samples, counting one twice or dropping one voids it.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+ABSTAIN = -1
+MAX_SAMPLES = 2**53  # beyond it float64 cannot tell one n from the next
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
+    """Lower bound of p from k successes of n, wrong with probability at most alpha (Clopper, Pearson 1934).
+
+    The alpha-quantile of Beta(k, n - k + 1); 0 where k = 0. ``k`` and ``n`` broadcast. Raises ValueError
+    outside 0 <= k <= n, n >= 1, 0 < alpha < 1.
+    """
+    k, n = _trials(k, n, alpha)
+    ceiling = alpha ** (1 / n)  # the bound at k = n, which no rounding in the quantile's routine may exceed
+    quantile = np.minimum(special.betaincinv(np.maximum(k, 1), n - k + 1, alpha), ceiling)
+    return np.where(k == 0, 0.0, np.where(k == n, ceiling, quantile))[()]
+
+
+def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
+    """Upper bound of p from k successes of n, wrong with probability at most alpha; 1 where k = n."""
+    k, n = _trials(k, n, alpha)
+    return 1 - clopper_pearson_lower(n - k, n, alpha)
+
+
+def certified_radius(k: ArrayLike, n: ArrayLike, alpha: float, sigma: float) -> Floats:
+    """l2 radius of a class with k of n votes, in the units of sigma: sigma * Phi^-1(p_a_lower).
+
+    0.0 where p_a_lower <= 1/2. With probability at least 1 - alpha the smoothed classifier is constant
+    strictly within it (Cohen's theorem 1).
+    """
+    return radius_of(clopper_pearson_lower(k, n, alpha), sigma)
+
+
+def radius_of(p_a_lower: ArrayLike, sigma: float) -> Floats:
+    """sigma * Phi^-1(p_a_lower), and 0.0 where p_a_lower <= 1/2."""
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"sigma > 0 must hold, but got sigma={sigma}")
+    return sigma * special.ndtri(np.maximum(p_a_lower, 0.5))
+
+
+def max_radius(n: ArrayLike, alpha: float, sigma: float) -> Floats:
+    """The radius if all n votes agree, sigma * Phi^-1(alpha ** (1 / n)) or 0.0: no certificate exceeds it."""
+    return certified_radius(n, n, alpha, sigma)
+
+
+def samples_needed(radius: float, sigma: float, alpha: float) -> int:
+    """The smallest n whose ``max_radius`` is strictly above ``radius`` (>= 0).
+
+    Raises ValueError where no n is enough in float64, from about 8 sigma.
+    """
+    if not radius >= 0:
+        raise ValueError(f"radius >= 0 must hold, but got radius={radius}")
+    if not max_radius(MAX_SAMPLES, alpha, sigma) > radius:
+        raise ValueError(f"no number of samples certifies radius={radius} at sigma={sigma}, alpha={alpha}")
+    below, enough = 0, MAX_SAMPLES
+    while enough - below > 1:
+        n = (below + enough) // 2
+        below, enough = (below, n) if max_radius(n, alpha, sigma) > radius else (n, enough)
+    return enough
+
+
+def certify(
+    selection_counts: ArrayLike, estimation_counts: ArrayLike, alpha: float, sigma: float
+) -> tuple[Integers, Floats, Floats]:
+    """CERTIFY of N images: (predict, radius, p_a_lower), each (N,).
+
+    Both counts are (N, K + 1), the last column being votes for no class. The selection's samples choose the
+    class; the estimation's, which must be others, bound its probability. n is the whole row, so that a vote
+    for no class counts against. Where p_a_lower <= 1/2, ``predict`` is ABSTAIN and ``radius`` 0.0. Each
+    certificate fails with probability at most alpha.
+    """
+    selection, estimation = _counts(selection_counts), _counts(estimation_counts)
+    if selection.shape != estimation.shape:
+        raise ValueError(f"counts must agree in shape, but got {selection.shape} and {estimation.shape}")
+    top_class = selection[:, :-1].argmax(axis=1)
+    k = np.take_along_axis(estimation, top_class[:, None], axis=1)[:, 0]
+    p_a_lower = clopper_pearson_lower(k, estimation.sum(axis=1), alpha)
+    radius = radius_of(p_a_lower, sigma)
+    return np.where(p_a_lower > 0.5, top_class, ABSTAIN), radius, p_a_lower
+
+
+def predict(counts: ArrayLike, alpha: float) -> Integers:
+    """PREDICT of N images from counts (N, K + 1): the top class, or ABSTAIN where it may not be the top one.
+
+    Two-sided binomial test of the two largest counts at level alpha: another class than the smoothed
+    classifier's is returned with probability at most alpha. "No class" competes as one of the outcomes, and
+    its win is an abstention.
+    """
+    table = _counts(counts)
+    _level(alpha)
+    order = table.argsort(axis=1)
+    runner_up, first = np.take_along_axis(table, order[:, -2:], axis=1).T
+    p_value = 2 * special.betainc(first, runner_up + 1.0, 0.5)  # 2 P(Bin(first + runner_up, 1/2) >= first)
+    top = order[:, -1]
+    return np.where((p_value <= alpha) & (top < table.shape[1] - 1), top, ABSTAIN)
+
+
+def _level(alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise ValueError(f"0 < alpha < 1 must hold, but got alpha={alpha}")
+
+
+def _trials(k: ArrayLike, n: ArrayLike, alpha: float) -> tuple[Integers, Integers]:
+    _level(alpha)
+    k, n = np.broadcast_arrays(_integers("k", k), _integers("n", n))
+    wrong = (n < 1) | (k < 0) | (k > n)
+    if wrong.any():
+        raise ValueError(f"0 <= k <= n and n >= 1 must hold, but got k={k[wrong][0]}, n={n[wrong][0]}")
+    return k, n
+
+
+def _counts(counts: ArrayLike) -> Integers:
+    table = _integers("counts", counts)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise ValueError(f"counts must be (N, K + 1) with K >= 1, but got {table.shape}")
+    wrong = (table < 0).any(axis=1) | (table.sum(axis=1) < 1)
+    if wrong.any():
+        raise ValueError(
+            f"counts must be >= 0 and not all 0, but row {int(wrong.argmax())} is {table[wrong][0].tolist()}"
+        )
+    return table
+
+
+def _integers(name: str, values: ArrayLike) -> Integers:
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must hold integers, but got {array.dtype}")
+    return array.astype(np.int64)

@@ -1,0 +1,81 @@
+"""``python -m cadis_ray.tune STUDY.yaml``: search, then certify the winner."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cadis_ray.commands import command
+from cadis_ray.errors import UsageError
+
+
+def tune(
+    study: Annotated[Path | None, typer.Argument(help="The study file.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Finish the run in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME-HASH.")] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster; 'local' starts one on this machine.")
+    ] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, start nothing.")
+    ] = False,
+) -> None:
+    """Search fine-tuning hyperparameters for the largest average certified radius, then certify the winner.
+
+    Examples:
+
+      python -m cadis_ray.tune search_spaces/digits.yaml
+
+      python -m cadis_ray.tune --resume runs/digits-1a2b3c4d
+
+      ray job submit --working-dir . -- python -m cadis_ray.tune search_spaces/digits.yaml
+
+    The same study finds its run again: it is resumed, or said to be done.
+    """
+    if (study is None) == (resume is None):
+        raise UsageError("give a study file, or --resume RUN_DIR, and not both")
+    if address == "auto":
+        raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
+    from cadis_ray.config import load_study
+    from cadis_ray.plan import lines, plan
+    from cadis_ray.run import default_folder, open_folder, read_study
+
+    if study is not None:
+        chosen = load_study(study)
+        run_dir = out or default_folder(chosen)
+    else:
+        assert resume is not None
+        chosen, run_dir = read_study(resume), resume
+    if dry_run:
+        print("\n".join([*lines(plan(chosen)), f"run folder: {run_dir}"]))
+        return
+    if study is not None:
+        open_folder(chosen, study.read_text(), run_dir)
+    if ended := _ended(run_dir):
+        print(ended)
+        return
+    from cadis_ray.run import run
+
+    code = run(chosen, run_dir, address)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what Ray and MLflow leave at exit could keep an interrupted process beyond its grace period.
+    os._exit(int(code))
+
+
+def _ended(run_dir: Path) -> str | None:
+    """What to say of a run that is done."""
+    try:
+        result = json.loads((run_dir / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if result.get("status") != "done":
+        return None
+    return f"{run_dir} is done; its winner is {result['winner']}. Report: {run_dir / 'report.html'}"
+
+
+if __name__ == "__main__":
+    command(tune)

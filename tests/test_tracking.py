@@ -1,0 +1,250 @@
+"""MLflow gets everything once, whatever is repeated, interrupted or down."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cadis_ray.config import Classifier, Configuration, Data, Denoiser, Distribution, Study, Tracking
+from cadis_ray.ledger import Ledger
+from cadis_ray.report.page import write_report
+from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.tracking import Outbox, sync
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what MLflow's own imports warn of is not ours
+    from mlflow import MlflowClient
+
+# MLflow's own use of SQLAlchemy and Starlette.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+WEIGHT, RECIPE = "finetuning.adv_weight", "finetuning.recipe"
+
+
+def study(uri: str | None = None) -> Study:
+    base = Configuration(
+        data=Data(name="digits"),
+        sigma=0.25,
+        denoiser=Denoiser(family="improved_diffusion", checkpoint="d.safetensors", config={"image_size": 8}),
+        classifier=Classifier(library="timm", name="vit_tiny_patch16_224", checkpoint="c.safetensors"),
+    )
+    return Study(
+        name="tiny",
+        trials=3,
+        base=base,
+        space={WEIGHT: Distribution(low=0.5, high=8, log=True)},
+        baselines={"off_the_shelf": {RECIPE: "none"}},
+        tracking=Tracking(uri=uri),
+    )
+
+
+def votes(trial: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([trial, epoch]).integers(0, 65, (20, 11))
+
+
+def record(ledger: Ledger, number: int, first: int, last: int) -> None:
+    for epoch in range(first, last):
+        metrics = {"acr": 0.2 + number / 10 + epoch / 100, "loss": 1 / (1 + epoch)}
+        ledger.record_epoch(number, epoch, metrics, votes(number, epoch))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with a baseline, a finished, a failed and a running trial."""
+    checkpoint = tmp_path / "run" / "training" / "epoch-0002"
+    checkpoint.mkdir(parents=True)
+    for name in ("adapter.safetensors", "meta.json", "optimizer.pkl"):
+        (checkpoint / name).write_text(name)
+    (tmp_path / "run" / "study.yaml").write_text("name: tiny\n")
+    with Ledger(tmp_path / "run" / "ledger.db") as ledger:
+        ledger.open_trial(0, "off_the_shelf", "off_the_shelf", {RECIPE: "none"})
+        record(ledger, 0, 0, 1)
+        ledger.close_trial(0, "complete", trainable_parameters=0)
+        ledger.open_trial(1, "trial-0000", None, {WEIGHT: 2.5})
+        record(ledger, 1, 1, 3)
+        ledger.close_trial(1, "complete", checkpoint="training/epoch-0002", trainable_parameters=321)
+        ledger.open_trial(2, "trial-0001", None, {WEIGHT: 7.5})
+        ledger.close_trial(2, "failed", reason="loss is nan")
+        ledger.open_trial(3, "trial-0002", None, {WEIGHT: 1.5})
+        record(ledger, 3, 1, 2)
+    return tmp_path / "run"
+
+
+def outcome(run_dir: Path, ledger: Ledger) -> StudyResult:
+    trials, certificates = [], {}
+    for row in ledger.trials():
+        estimate = (
+            None if row.state == "failed" else Estimate(0.25 + row.number / 8, 0.5, 0.75, {0.25: 0.5}, 10_000, 20, 64)
+        )
+        trials.append(
+            TrialResult(row.number, row.name, row.baseline is not None, row.state, row.reason, row.parameters, estimate)
+        )
+    for name, radius in [("off_the_shelf", 0.25), ("trial-0000", 0.5)]:
+        ones = np.ones(4, dtype=int)
+        radii = np.array([radius, radius, 0.75, 0.0])
+        predict = np.array([1, 1, 1, -1])
+        certificates[name] = Certificates(
+            name, 0.25, 100, 1000, 0.001, np.arange(4), ones, predict, radii, predict == 1, ones * 0.5
+        )  # fmt: skip
+    return StudyResult("tiny", run_dir, (0.0, 0.25, 0.5), (WEIGHT,), trials, "trial-0000", certificates)
+
+
+def read(uri: str) -> dict[str, Any]:
+    """Everything in the experiment: run name -> run, with ``points``: every stored (key, step, value), sorted."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    found: dict[str, Any] = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        histories = (client.get_metric_history(run.info.run_id, key) for key in run.data.metrics)
+        points = sorted((p.key, p.step, p.value) for history in histories for p in history)
+        name = str(run.info.run_name)
+        assert name not in found
+        found[name] = (run, points)
+    return found
+
+
+def artifacts(run_dir: Path, run: Any) -> dict[str, Path]:
+    """Path below the run's artifacts -> file."""
+    folder = run_dir / "mlartifacts" / run.info.run_id / "artifacts"
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+
+
+def points_of(ledger: Ledger, number: int) -> list[tuple[str, int, float]]:
+    return sorted((key, e.epoch, value) for e in ledger.epochs(number) for key, value in e.metrics.items())
+
+
+def test_everything_is_in_mlflow_once(run_dir: Path):
+    uri = f"sqlite:///{run_dir}/mlflow.db"
+    with Ledger(run_dir / "ledger.db") as ledger:
+        sync(ledger, study(), run_dir)
+        seen = read(uri)
+        assert set(seen) == {"run", "off_the_shelf", "trial-0000", "trial-0001", "trial-0002"}
+        statuses = {name: run.info.status for name, (run, _) in seen.items()}
+        assert statuses == {
+            "run": "RUNNING", "off_the_shelf": "FINISHED", "trial-0000": "FINISHED", "trial-0001": "FAILED",
+            "trial-0002": "RUNNING",
+        }  # fmt: skip
+        for row in ledger.trials():
+            run, points = seen[row.name]
+            assert points == points_of(ledger, row.number)
+            assert run.data.tags["mlflow.parentRunId"] == seen["run"][0].info.run_id
+        parameters = seen["trial-0000"][0].data.params
+        assert parameters[WEIGHT] == "2.5"
+        assert (parameters["sigma"], parameters["finetuning.lora.r"]) == ("0.25", "4")
+        assert (parameters["denoiser.config.image_size"], parameters["trainable_parameters"]) == ("8", "321")
+        assert seen["off_the_shelf"][0].data.params[RECIPE] == "none"
+        assert seen["trial-0001"][0].data.tags["cadis_ray.reason"] == "loss is nan"
+        files = artifacts(run_dir, seen["trial-0000"][0])
+        assert set(files) == {"counts.safetensors", "checkpoint/adapter.safetensors", "checkpoint/meta.json"}
+        counts = load_file(files["counts.safetensors"])
+        assert sorted(counts) == ["epoch-0001", "epoch-0002"]
+        np.testing.assert_array_equal(counts["epoch-0002"], votes(1, 2))
+
+        # The driver goes on, is killed before it could mark what MLflow took, and all is sent again.
+        record(ledger, 3, 2, 4)
+        ledger.close_trial(3, "pruned")
+        ledger._connection.execute("DELETE FROM logged")
+        result = outcome(run_dir, ledger)
+        write_report(result)
+        for _ in range(2):
+            sync(ledger, study(), run_dir, result, "FINISHED")
+        seen = read(uri)
+        assert {name: run.info.status for name, (run, _) in seen.items()} == statuses | {
+            "run": "FINISHED", "trial-0002": "KILLED"
+        }  # fmt: skip
+        run, points = seen["trial-0002"]
+        assert [p for p in points if p[0] in ("acr", "loss")] == points_of(ledger, 3)
+        run, points = seen["trial-0000"]
+        final = {key: value for key, _, value in points if key not in ("acr", "loss")}
+        assert final == {
+            "acr_at_10000_estimate": 0.375, "acr_at_10000_estimate_se": 0.5, "clean_estimate": 0.75,
+            "certified_accuracy_0.25_at_10000_estimate": 0.5, "acr_at_1000_certified": 0.4375,
+            "certified_accuracy_0_at_1000_certified": 0.75, "certified_accuracy_0.25_at_1000_certified": 0.75,
+            "certified_accuracy_0.5_at_1000_certified": 0.75,
+        }  # fmt: skip
+        assert len(points) == len(final) + len(points_of(ledger, 1))
+        files = artifacts(run_dir, run)
+        assert files["certificates.tsv"].read_text() == (run_dir / "certificates" / "trial-0000.tsv").read_text()
+        assert "<svg" in files["certified_accuracy.svg"].read_text()
+        files = artifacts(run_dir, seen["run"][0])
+        figures = {f"figures/{path.name}" for path in (run_dir / "figures").iterdir()}
+        assert set(files) == {"study.yaml", "report.html", "report.md", "certificates.tsv"} | figures
+    assert not list(run_dir.glob("mlruns"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_down_costs_one_warning(run_dir: Path):
+    said: list[str] = []
+    uri = f"http://token@127.0.0.1:{free_port()}"
+    outbox = Outbox(run_dir / "ledger.db", study(uri), run_dir, said.append)
+    assert not outbox.close(None, "KILLED", limit=20)
+    assert len(said) == 1
+    assert "127.0.0.1" in said[0]
+    assert "token" not in said[0]
+    with Ledger(run_dir / "ledger.db") as ledger:
+        assert ledger.logged() == set()
+
+
+def test_a_server_that_never_answers_is_left_at_the_limit(run_dir: Path):
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        outbox = Outbox(run_dir / "ledger.db", study(uri), run_dir, said.append)
+        assert not outbox.close(None, "KILLED", limit=0.5)
+        assert time.monotonic() - began < 5
+    assert len(said) == 1
+    assert "not done after 0.5 s" in said[0]
+
+
+def test_an_outbox_sends_what_a_server_takes(run_dir: Path, tmp_path: Path):
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/store",
+    ]  # fmt: skip
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment
+    )
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        uri = f"http://127.0.0.1:{port}"
+        said: list[str] = []
+        outbox = Outbox(run_dir / "ledger.db", study(uri), run_dir, said.append)
+        with Ledger(run_dir / "ledger.db") as ledger:
+            record(ledger, 3, 2, 3)
+            result = outcome(run_dir, ledger)
+            assert outbox.close(result, "KILLED", limit=30), said
+            assert said == []
+            seen = read(uri)
+            assert seen["trial-0002"][1] == points_of(ledger, 3)
+            assert seen["run"][0].info.status == "KILLED"
+            client, identity = MlflowClient(uri), seen["trial-0000"][0].info.run_id
+            assert "counts.safetensors" in [file.path for file in client.list_artifacts(identity)]
+    finally:
+        server.terminate()
+        server.wait()
