@@ -272,7 +272,9 @@ def max_epochs(study: Study) -> int:
 
 def fingerprint(study: Study) -> str:
     """SHA-256 of all that changes results: the study without name, tolerated failures, tracking and resources (but for
-    the concurrent trials), with the content of its checkpoints instead of their paths. Raises UsageError if a checkpoint cannot be read.
+    the concurrent trials), with the content of its checkpoints instead of their paths.
+
+    Raises UsageError if a checkpoint cannot be read.
     """
     content = study.model_dump(mode="json", exclude={"name", "tolerated_failures", "resources", "tracking"})
     content["concurrent_trials"] = study.resources.concurrent_trials  # the sampler's view depends on it

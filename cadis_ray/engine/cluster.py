@@ -65,6 +65,6 @@ def _check_capacity(resources: Resources) -> None:
     ):  # fmt: skip
         if cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0):
             raise EnvironmentProblem(
-                f"resources: {what} need {cpus:g} CPU and {gpus:g} GPU, this machine has {have.get('CPU', 0):g} logical "
-                f"CPU and {have.get('GPU', 0):g} GPU; lower the resources in the study file or give --address"
+                f"resources: {what} need {cpus:g} CPU and {gpus:g} GPU, this machine has {have.get('CPU', 0):g} "
+                f"logical CPU and {have.get('GPU', 0):g} GPU; lower the resources in the study file or give --address"
             )

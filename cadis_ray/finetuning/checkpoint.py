@@ -18,7 +18,7 @@ WEIGHTS, OPTIMISER, RECORD = "classifier.safetensors", "optimiser.safetensors", 
 
 
 def adapted_classifier(configuration: Configuration, seed: int) -> Classifier:
-    """The off-the-shelf classifier, ready for what ``configuration.finetuning`` trains: nothing, adapters, all of it."""
+    """The off-the-shelf classifier, ready for what ``finetuning`` trains: nothing, adapters, or all of it."""
     settings, model = configuration.finetuning, configuration.classifier
     constructor = model.config | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
     classifier = load_classifier(model.library, model.name, model.checkpoint, constructor, model.normalise)

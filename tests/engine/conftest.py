@@ -1,0 +1,25 @@
+"""One Ray for the whole test session."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tests_engine import Cluster  # pyright: ignore[reportMissingImports]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    import cadis_ray.engine  # noqa: F401, its switches are read when ray is imported
+
+    os.environ |= {"RAY_AUTH_MODE": "token", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    import ray
+
+    info = ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{info.dashboard_url}")
+    finally:
+        ray.shutdown()

@@ -1,0 +1,51 @@
+"""What the tests on a real Ray share."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Addresses of the session's Ray, for drivers and for jobs."""
+
+    address: str
+    dashboard: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return os.environ | {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "PATH": path}
+
+    def tune(self, *arguments: object) -> subprocess.Popen[str]:
+        """``python -m cadis_ray.tune ARGUMENTS`` on this cluster, its output kept."""
+        command = [sys.executable, "-m", "cadis_ray.tune", *map(str, arguments), "--address", self.address]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=self.environment)
+
+
+def small_study(**resources: int) -> dict:
+    """The digits study with few images, samples and epochs, and a baseline that diverges."""
+    study = yaml.safe_load((REPOSITORY / "search_spaces" / "digits.yaml").read_text())
+    study |= {"name": "small", "trials": 3, "sampler": {"name": "tpe", "startup": 1}}
+    study["base"]["finetuning"] |= {"epochs": 2, "attack_steps": 1, "base_lr": 0.02}
+    study["base"]["validation"] = {"images": 60, "samples": 8}
+    study["base"]["certification"] = {"images": 10, "n0": 10, "n": 120, "alpha": 0.001, "radii": [0, 0.5]}
+    study["space"]["finetuning.num_noises"] = {"choices": [1, 2]}
+    study["baselines"] = {
+        "off_the_shelf": {"finetuning.recipe": "none"},
+        "diverging": {"finetuning.base_lr": 1e30, "finetuning.num_noises": 1},
+    }
+    study["resources"] |= resources
+    return study
+
+
+def write_study(path: Path, study: dict) -> Path:
+    path.write_text(yaml.safe_dump(study))
+    return path
