@@ -24,6 +24,13 @@ def raise_on_signals() -> None:
         signal.signal(number, _first)
 
 
+def interruption(error: BaseException | None) -> Interrupted | None:
+    """The Interrupted that ``error`` is or was caused by: compiled code that a signal reaches wraps it."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _first(number: int, frame: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, _second)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cadis_ray.config import Study, fingerprint
 from cadis_ray.errors import CadisError, ExitCode, IntegrityError, UsageError
-from cadis_ray.interrupts import Interrupted, raise_on_signals
+from cadis_ray.interrupts import Interrupted, interruption, raise_on_signals
 from cadis_ray.results import StudyResult
 
 STUDY, RESOLVED = "study.yaml", "study.json"
@@ -75,14 +75,15 @@ def run(study: Study, run_dir: Path, address: str) -> ExitCode:
             write_report(result)
             payload |= verdict(study, result) | records(result)
             status, patience = "FINISHED", TRACKING_SECONDS
-        except Interrupted as signal:
-            payload |= {"status": "interrupted", "exit_code": signal.exit_code, "reason": str(signal)}
-            status = "KILLED"
         except CadisError as problem:
             payload |= {"exit_code": int(problem.exit_code), "reason": str(problem)}
-        except Exception as error:
-            payload |= {"reason": f"internal error, {type(error).__name__}: {error}"}
-            traceback.print_exc()
+        except (Exception, Interrupted) as error:
+            if signal := interruption(error):
+                payload |= {"status": "interrupted", "exit_code": signal.exit_code, "reason": str(signal)}
+                status = "KILLED"
+            else:
+                payload |= {"reason": f"internal error, {type(error).__name__}: {error}"}
+                traceback.print_exc()
         finally:
             write_result(run_dir, payload)
             outbox.close(result, status, patience)

@@ -73,9 +73,7 @@ def test_a_run_is_never_taken_over_by_another_study(tmp_path: Path) -> None:
     assert stored["seed"] == 0
 
 
-def test_a_job_s_run_does_not_lie_in_the_copy_that_ray_deletes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_s_run_does_not_lie_in_the_copy_that_ray_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(DIGITS)
     here = default_folder(study)
     copy = tmp_path / "runtime_resources" / "working_dir_files"

@@ -24,7 +24,7 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
     """
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address == "local":
             ray.init(address="local", num_cpus=_local_cpus(resources), include_dashboard=False, **quiet)

@@ -1,6 +1,7 @@
 """The denoised pool: every image the trials train and count on, denoised once by Ray Data actors."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,13 @@ class Denoise:
 def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
     """Denoise what ``folder`` does not hold yet, one file per (stream, sample), and load it into the object store.
 
-    A draw of noise is sample = epoch * M + index of the training stream, M the most noises a trial may ask for, or
-    sample 0..S-1 of the search stream.
+    A draw of noise is sample = epoch * 2**16 + index of the training stream, the same in every study, or sample
+    0..S-1 of the search stream.
     """
     noises, epochs, samples = max_num_noises(study), max_epochs(study), study.base.validation.samples
-    wanted = [(Stream.TRAINING, sample) for sample in range(epochs * noises)]
-    wanted += [(Stream.SEARCH, sample) for sample in range(samples)]
+    draws = [[(Stream.TRAINING, (epoch << 16) + index) for index in range(noises)] for epoch in range(epochs)]
+    counted = [(Stream.SEARCH, sample) for sample in range(samples)]
+    wanted = [*chain(*draws), *counted]
     folder.mkdir(parents=True, exist_ok=True)
     todo = [key for key in wanted if not _file(folder, *key).exists()]
     progress.stage("denoised pool", len(wanted), len(wanted) - len(todo))
@@ -62,12 +64,10 @@ def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
             np.save(file, item["denoised"], allow_pickle=False)
         progress.advance()
 
-    def stored(stream: Stream, first: int, count: int) -> ray.ObjectRef:
-        draws = [np.load(_file(folder, stream, sample)) for sample in range(first, first + count)]
-        return ray.put(np.stack(draws))
+    def stored(keys: list[tuple[Stream, int]]) -> ray.ObjectRef:
+        return ray.put(np.stack([np.load(_file(folder, *key)) for key in keys]))
 
-    train = [stored(Stream.TRAINING, epoch * noises, noises) for epoch in range(epochs)]
-    return Pool(train, stored(Stream.SEARCH, 0, samples))
+    return Pool([stored(keys) for keys in draws], stored(counted))
 
 
 def _denoised(
@@ -80,4 +80,4 @@ def _denoised(
 
 
 def _file(folder: Path, stream: Stream, sample: int) -> Path:
-    return folder / f"{stream.name.lower()}-{sample:06d}.npy"
+    return folder / f"{stream.name.lower()}-{sample:010d}.npy"
