@@ -19,7 +19,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     os.environ |= {"RAY_AUTH_MODE": "token", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     import ray
 
-    info = ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+    info = ray.init(
+        address="local", num_cpus=8, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR
+    )
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, f"http://{info.dashboard_url}")
     finally:

@@ -1,0 +1,69 @@
+"""Sampling in batches of many images equals sampling one at a time, and has the law that certificates assume."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binom, norm
+from torch import Tensor
+
+from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.smoothing.sampling import sample_votes
+
+SIGMA = 0.5
+DIRECTION = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
+IMAGES = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([5, 900, 7])
+
+
+def noisy(images: Tensor, noise: Tensor) -> Tensor:
+    return images + SIGMA * noise
+
+
+def linear(images: Tensor) -> Tensor:
+    score = (images * DIRECTION).flatten(1).sum(1)
+    return torch.stack([score, -score], dim=1)
+
+
+def votes(
+    start: int = 0, size: int = 40, batch_size: int = 64, stream: Stream = Stream.ESTIMATION, models=(linear,)
+) -> Tensor:
+    return sample_votes(
+        IMAGES, IDS, noisy, models, num_classes=2, seed=3, stream=stream, start=start, size=size, batch_size=batch_size
+    )
+
+
+def test_equals_one_image_and_sample_at_a_time() -> None:
+    expected = torch.zeros(1, 3, 3, dtype=torch.int64)
+    for row, (image, number) in enumerate(zip(IMAGES, IDS, strict=True)):
+        for sample in range(40):
+            noise = gaussian(3, Stream.ESTIMATION, number[None], torch.tensor([sample]), image.shape)
+            expected[0, row, linear(noisy(image[None], noise)).argmax()] += 1
+    assert torch.equal(votes(), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 10_000])
+def test_neither_batches_nor_blocks_change_a_count(batch_size: int) -> None:
+    blocks = votes(0, 13, batch_size) + votes(13, 20, batch_size) + votes(33, 7, batch_size)
+    assert torch.equal(blocks, votes())
+    assert votes(batch_size=batch_size).sum(-1).tolist() == [[40, 40, 40]]
+
+
+def test_vote_shares_are_those_of_gaussian_noise_of_this_sigma() -> None:
+    """For a linear classifier P(vote) = Phi(margin / sigma): another sigma, or a sample used twice, shows."""
+    n = 20_000
+    found = votes(size=n, batch_size=4096)[0, :, 0].tolist()
+    for image, count in zip(IMAGES, found, strict=True):
+        margin = float((image * DIRECTION).sum()) / float(DIRECTION.norm())
+        low, high = binom.interval(1 - 1e-6, n, norm.cdf(margin / SIGMA))
+        assert low <= count <= high
+
+
+def test_classifiers_share_the_noise_and_streams_do_not() -> None:
+    both = votes(models=(linear, lambda images: linear(images).flip(1)))
+    assert torch.equal(both[0, :, [0, 1]], both[1, :, [1, 0]])
+    assert not torch.equal(votes(stream=Stream.SELECTION), votes())
+
+
+def test_a_model_that_is_not_finite_votes_for_no_class() -> None:
+    assert votes(models=(lambda images: linear(images) * math.nan,))[0].tolist() == [[0, 0, 40]] * 3
