@@ -1,6 +1,7 @@
 """The embedded default: real images, disjoint seeded splits, models that do what they are for."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def digits(base: Configuration) -> DataSet:
 
 
 def test_the_images_are_scikit_learns(digits: DataSet) -> None:
-    expected = load_digits()
+    expected: Any = load_digits()
     for split in (digits.train, digits.validation, digits.test):
         images, labels = expected["images"][split.ids] / 16, expected["target"][split.ids]
         assert np.array_equal(split.images[:, 0].numpy(), images.astype(np.float32))
