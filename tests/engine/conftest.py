@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Ray reads it once, when the first test module imports it: a cluster asks for its token, and its drivers show it.
+os.environ["RAY_AUTH_MODE"] = "token"
 sys.path.insert(0, str(Path(__file__).parent))
 from tests_engine import Cluster  # pyright: ignore[reportMissingImports]
 
@@ -16,7 +18,8 @@ from tests_engine import Cluster  # pyright: ignore[reportMissingImports]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     import cadis_ray.engine  # noqa: F401, its switches are read when ray is imported
 
-    os.environ |= {"RAY_AUTH_MODE": "token", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    # The python of a job's command is found there.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import ray
 
     info = ray.init(
