@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -50,6 +50,23 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
         ),
     )
     tuner.fit()
+
+
+def settle(study: Study, ledger: Ledger) -> None:
+    """Close the trials whose last epoch is recorded, but whose end a killed driver no longer heard of."""
+    for row in ledger.trials():
+        if row.state == "running" and _all_epochs_recorded(study, ledger, row.number, row.parameters):
+            _close_counted(ledger, row.number, "complete")
+
+
+def _all_epochs_recorded(study: Study, ledger: Ledger, number: int, parameters: dict[str, Any]) -> bool:
+    settings = configuration(study, parameters).finetuning
+    return ledger.last_epoch(number) == (0 if settings.recipe == "none" else settings.epochs)
+
+
+def _close_counted(ledger: Ledger, number: int, state: Literal["complete", "pruned"]) -> None:
+    last = ledger.epochs(number)[-1]
+    ledger.close_trial(number, state, None, last.checkpoint, int(last.metrics["trainable_parameters"]))
 
 
 class StudySearcher(Searcher):
@@ -170,7 +187,6 @@ class LedgerCallback(ray.tune.Callback):
 
     def __init__(self, study: Study, ledger: Ledger, report: Report) -> None:
         self.study, self.ledger, self.report = study, ledger, report
-        self.trainable: dict[int, int] = {}
         self.failures: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,9 +197,8 @@ class LedgerCallback(ray.tune.Callback):
         if "failed" in result:
             self.failures[number] = result["failed"]
             return
-        scores = {key: result[key] for key in ("acr", "acr_se", "clean")}
+        scores = {key: result[key] for key in ("acr", "acr_se", "clean", "trainable_parameters")}
         metrics = {key: value for key, value in result["metrics"].items() if math.isfinite(value)} | scores
-        self.trainable[number] = result["trainable_parameters"]
         self.ledger.record_epoch(
             number, result["epoch"], metrics, unpack(result["counts"]), result.get("checkpoint_path")
         )
@@ -192,16 +207,16 @@ class LedgerCallback(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         if number in self.failures:
-            self._close(number, "failed", self.failures[number], None)
+            self._failed(number, self.failures[number])
             return
-        settings = configuration(self.study, trial.config["parameters"]).finetuning
-        last = self.ledger.epochs(number)[-1]
-        whole = settings.recipe == "none" or last.epoch == settings.epochs
-        self._close(number, "complete" if whole else "pruned", None, last.checkpoint)
+        whole = _all_epochs_recorded(self.study, self.ledger, number, trial.config["parameters"])
+        state = "complete" if whole else "pruned"
+        _close_counted(self.ledger, number, state)
+        self.report(number, state, {})
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._close(trial.config["number"], "failed", "the process that drove the trial died", None)
+        self._failed(trial.config["number"], "the process that drove the trial died")
 
-    def _close(self, number: int, state: Any, reason: str | None, checkpoint: str | None) -> None:
-        self.ledger.close_trial(number, state, reason, checkpoint, self.trainable.get(number))
-        self.report(number, state, {})
+    def _failed(self, number: int, reason: str) -> None:
+        self.ledger.close_trial(number, "failed", reason)
+        self.report(number, "failed", {})

@@ -11,7 +11,7 @@ from cadis_ray.data import load
 from cadis_ray.engine.certification import Model, certify_models
 from cadis_ray.engine.cluster import cluster
 from cadis_ray.engine.pool import make_pool
-from cadis_ray.engine.search import ENDED, run_search
+from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.ledger import Ledger
 from cadis_ray.results import Certificates, StudyResult
 from cadis_ray.smoothing.counts import CountsStore
@@ -27,6 +27,7 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
     data = load(study.base.data)
     labels = data.validation.first(study.base.validation.images).labels.numpy()
     with cluster(address, study.resources):
+        settle(study, ledger)
         total = len(study.baselines) + study.trials
         ended = sum(row.state in ENDED for row in ledger.trials())
         if ended < total:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cadis_ray.config import Study, load_study
-from cadis_ray.engine.search import StudySearcher
+from cadis_ray.engine.search import StudySearcher, settle
 from cadis_ray.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,3 +107,21 @@ def test_a_running_trial_of_a_killed_driver_goes_on_from_its_checkpoint(study: S
         again = StudySearcher(study, ledger, "session-001").suggest("any")
     assert again["number"] == 0
     assert again["resume"] == "/somewhere/epoch-0001"
+
+
+def test_a_trial_whose_end_was_not_heard_of_is_complete(study: Study, tmp_path: Path) -> None:
+    """Killed between the last epoch and the end: nothing is left to run, and nothing may run again."""
+    recorded = {"acr": 0.1, "trainable_parameters": 9}
+    with Ledger(tmp_path / "ledger") as ledger:
+        searcher = StudySearcher(study, ledger, "session-000")
+        assert [searcher.suggest("any")["number"] for _ in study.baselines] == [0, 1]
+        ledger.record_epoch(0, 0, recorded, COUNTS)
+        ledger.record_epoch(1, study.base.finetuning.epochs - 1, recorded, COUNTS)
+        settle(study, ledger)
+        assert [row.state for row in ledger.trials()] == ["complete", "running"]
+        ledger.record_epoch(1, study.base.finetuning.epochs, recorded, COUNTS, "/last")
+        settle(study, ledger)
+        assert [row.state for row in ledger.trials()] == ["complete", "complete"]
+        assert ledger.trials()[1].checkpoint == "/last"
+        assert ledger.trials()[1].trainable_parameters == 9
+        assert StudySearcher(study, ledger, "session-001").suggest("any")["number"] == 2

@@ -232,6 +232,14 @@ def test_selection_rules_in_closed_form() -> None:
         assert losses.total.item() == losses.sce.item()
 
 
+def test_warm_start_adds_nothing_where_one_is_selected() -> None:
+    """Not even a wrong image whose cross-entropy is lower than that of the right one."""
+    barely_right, barely_wrong = [0.1, 0.0, 0.0], [0.9, 1.0, -1.0]
+    assert ce(barely_wrong) < ce(barely_right)
+    losses = closed_form(says([barely_right], [barely_wrong]))
+    assert losses.sce.item() == pytest.approx(ce(barely_right) / 2)
+
+
 def test_adversarial_term_in_closed_form_without_steps() -> None:
     """T = 0: eta* = eta, so the term is the disagreement among the denoised images themselves."""
     other = [0.5, 0.3, 0.1]
