@@ -20,7 +20,7 @@ check: .venv/installed
 	$(PYTHON) -m venv .venv
 	awk '/^[^ #]/ {take = /^uv==/} take' requirements.lock > .venv/uv.lock
 	$(BIN)/pip install --quiet --require-hashes -r .venv/uv.lock
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
