@@ -90,6 +90,7 @@ class FineTuning(Section):
     reduction: Literal["max", "mean"] = "max"
     epochs: Count = 10
     batch_size: Count = 128
+    accumulation: Count = 1
     base_lr: Positive = 5e-4
     min_lr: NonNegative = 1e-6
     warmup_epochs: NonNegative = 1.0

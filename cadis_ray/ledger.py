@@ -2,16 +2,12 @@
 
 Resuming relies on it, so rows are inserted or verified to be equal, never replaced: a trial executed again
 after a crash must repeat its counts, and a second, different value is an ``IntegrityError``. One driver
-writes, guarded by ``RunLock``; its threads may each open the file. Keep it on a local disk: SQLite's locks
+writes, guarded by ``run_lock.RunLock``; its threads may each open the file. Keep it on a local disk: SQLite's locks
 do not hold on NFS.
 """
 
-import base64
-import fcntl
 import json
 import math
-import os
-import socket
 import sqlite3
 import time
 import zlib
@@ -24,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
+from cadis_ray.packing import compress, decompress
 from cadis_ray.results import State
 
 SCHEMA_VERSION = 1
@@ -174,7 +171,7 @@ class Ledger:
                 return
             state = self._trial(number).state
             self._verify(state == "running", f"epoch {epoch} was added to trial {number}, which is {state}")
-            blob = _compress(votes)
+            blob = compress(votes)
             self._connection.execute(
                 "INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (number, epoch, text, *votes.shape, blob, checkpoint, time.time()),
@@ -245,7 +242,7 @@ class Ledger:
         query = "SELECT * FROM epochs WHERE trial = ? AND (? IS NULL OR epoch = ?) ORDER BY epoch"
         for trial, at, metrics, images, columns, blob, checkpoint, recorded in self._rows(query, number, epoch, epoch):
             try:
-                counts = _decompress(blob, images, columns)
+                counts = decompress(blob, images, columns)
             except (zlib.error, ValueError) as error:
                 raise IntegrityError(f"{self.path}: the counts of trial {trial}, epoch {at}, are damaged") from error
             yield EpochRow(trial, at, json.loads(metrics), counts, checkpoint, recorded)
@@ -280,64 +277,6 @@ class Ledger:
                 f"{self.path}: {error}; the ledger needs a writable local disk with free space."
                 " Nothing committed is lost: make room and resume the run"
             ) from error
-
-
-class RunLock:
-    """Exclusive hold of a run by one driver, as a context manager; the kernel lets go when the process dies.
-
-    The file says who holds it: host, process id, since when. A second driver gets that as ``IntegrityError``.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> "RunLock":
-        try:
-            self._file = self.path.open("a+")
-        except OSError as error:
-            raise EnvironmentProblem(f"{self.path}: cannot open the run's lock: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip()
-            self._file.close()
-            if not isinstance(error, BlockingIOError):
-                raise EnvironmentProblem(f"{self.path}: cannot lock the run: {error.strerror}") from error
-            raise IntegrityError(
-                f"{self.path.parent} is in use by another driver: {holder or 'not yet named'}."
-                " Wait for it, stop it, or take another run directory"
-            ) from error
-        self._file.truncate(0)
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {since}\n")
-        self._file.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def pack(counts: np.ndarray) -> str:
-    """Counts (N, K + 1) as text, for messages that must be JSON; ``unpack`` turns it back."""
-    header = ",".join(map(str, counts.shape))
-    return f"{header}:{base64.b64encode(_compress(counts)).decode('ascii')}"
-
-
-def unpack(text: str) -> np.ndarray:
-    """The counts of ``pack``, int32 (N, K + 1). Raises ValueError or zlib.error where the text is damaged."""
-    header, _, body = text.partition(":")
-    images, columns = map(int, header.split(","))
-    return _decompress(base64.b64decode(body, validate=True), images, columns)
-
-
-def _compress(counts: np.ndarray) -> bytes:
-    # zlib ends in a checksum, which SQLite's pages lack: a flipped bit does not pass for a vote.
-    return zlib.compress(counts.astype("<i4").tobytes(), 1)
-
-
-def _decompress(blob: bytes, images: int, columns: int) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(blob), "<i4").reshape(images, columns).astype(np.int32)
 
 
 def _json(value: Mapping[str, Any], what: str) -> str:

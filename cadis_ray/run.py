@@ -57,9 +57,10 @@ def run(study: Study, run_dir: Path, address: str) -> ExitCode:
     """Run or resume the study; prints the tables and leaves result.json. Returns how it ended."""
     from cadis_ray.console import Progress
     from cadis_ray.engine.study import run_study
-    from cadis_ray.ledger import Ledger, RunLock
+    from cadis_ray.ledger import Ledger
     from cadis_ray.report.files import write_result
     from cadis_ray.report.page import write_report
+    from cadis_ray.run_lock import RunLock
     from cadis_ray.tracking import Outbox
 
     run_dir = run_dir.resolve()

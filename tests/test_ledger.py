@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
-from cadis_ray.ledger import Ledger, RunLock
+from cadis_ray.ledger import Ledger
+from cadis_ray.run_lock import RunLock
 
 PARAMETERS = {"finetuning.adv_weight": 2.5, "finetuning.lora.r": 4, "data.name": None}
 
@@ -252,7 +253,7 @@ def test_a_full_disk_is_named_and_leaves_a_good_ledger(tmp_path: Path):
 
 HOLDER = """
 import sys, time
-from cadis_ray.ledger import RunLock
+from cadis_ray.run_lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read() if len(sys.argv) > 2 else time.sleep(60)

@@ -14,7 +14,8 @@ from ray.tune.search import Searcher
 
 from cadis_ray.config import Study, configuration, trial_values
 from cadis_ray.engine.trial import Pool, run_trial, worker_bundle
-from cadis_ray.ledger import Ledger, TrialRow, unpack
+from cadis_ray.ledger import Ledger, TrialRow
+from cadis_ray.packing import unpack
 from cadis_ray.space import distributions, suggest
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

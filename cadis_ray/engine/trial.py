@@ -15,7 +15,7 @@ import ray.train
 import ray.tune
 
 from cadis_ray.config import Resources, Study, configuration
-from cadis_ray.ledger import pack
+from cadis_ray.packing import pack
 
 if TYPE_CHECKING:
     from cadis_ray.finetuning.trial import Worker

@@ -1,7 +1,8 @@
 """One epoch of fine-tuning: what every worker runs, with or without Ray around it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """One worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``.
+    """A part of one worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``.
 
-    ``scale`` multiplies the loss, a mean over the local images: 1 for a single worker, n_local * workers /
-    n_global where workers average their gradients, so that the average is the gradient of the global mean.
+    ``scale`` multiplies the loss, a mean over the part's images: n_part * workers / n_global, because gradients of
+    parts are added and those of workers averaged. The sum is the gradient of the global mean.
     """
 
     clean: Tensor
@@ -42,7 +43,7 @@ class NonFiniteLoss(ArithmeticError):
 def train_epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batches: Iterable[Batch],
+    batches: Iterable[Sequence[Batch]],
     settings: "FineTuning",
     *,
     epoch: int,
@@ -51,7 +52,8 @@ def train_epoch(
     bare: nn.Module | None = None,
     selection_classifier: nn.Module | None = None,
 ) -> dict[str, float]:
-    """Takes one optimiser step per batch; returns this worker's means over its images.
+    """Takes one optimiser step per batch, given in parts that fit into memory; returns this worker's means over its
+    images.
 
     ``epoch`` counts from 0, ``first_step`` is its first iteration among ``total_steps``. ``bare``: the module
     inside ``model`` where that is wrapped for data parallelism. ``selection_classifier``: the frozen
@@ -65,20 +67,24 @@ def train_epoch(
     model.train()
     sums = torch.zeros(6, dtype=torch.float64)
     images, rate, decay = 0, math.nan, math.nan
-    for step, batch in enumerate(batches, first_step):
+    for step, parts in enumerate(batches, first_step):
         rate, decay = apply_schedule(optimiser, step, total_steps, settings)
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(batch.clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            losses = _losses(model, batch, settings, epoch, bare, selection_classifier)
-        (losses.total * batch.scale).backward()
+        means, step_images = torch.zeros(5), sum(len(part.labels) for part in parts)
+        for part in parts:
+            with _averaged(model, last=part is parts[-1]):
+                with torch.autocast(part.clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    losses = _losses(model, part, settings, epoch, bare, selection_classifier)
+                (losses.total * part.scale).backward()
+            # What leaves the device here is also what notices a diverged run.
+            means += torch.stack([*losses]).detach().cpu() * (len(part.labels) / step_images)
         norm = clip_gradients(model.parameters(), settings.clip, settings.clip_norm)
-        # One transfer from the device a step; it is also what notices a diverged run.
-        values = torch.stack([*losses, norm]).detach().cpu()
+        values = torch.cat([means, norm.detach().cpu().view(1)])
         if not values.isfinite().all():
             raise NonFiniteLoss(epoch, step)
         optimiser.step()
-        sums += values * len(batch.labels)
-        images += len(batch.labels)
+        sums += values * step_images
+        images += step_images
     if not images:
         raise ValueError(f"epoch {epoch} has no batches")
     names = (*(("loss" if name == "total" else name) for name in Losses._fields), "gradient_norm")
@@ -87,6 +93,12 @@ def train_epoch(
         "weight_decay": decay,
         "images": float(images),
     }
+
+
+def _averaged(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Where workers average gradients they do it once a step, in the backward pass of the last part."""
+    no_sync = getattr(model, "no_sync", None)
+    return nullcontext() if last or no_sync is None else no_sync()
 
 
 def _losses(

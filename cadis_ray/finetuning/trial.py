@@ -90,20 +90,23 @@ def trial_epochs(
 
 def _batches(
     train: Split, denoised: np.ndarray, settings: FineTuning, seed: int, epoch: int, worker: Worker
-) -> Iterator[Batch]:
+) -> Iterator[list[Batch]]:
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(train.ids))
     for start in range(0, len(order), settings.batch_size):
         rows = order[start : start + settings.batch_size]
         if len(rows) < worker.world:
             return  # a worker without an image has no gradient to average
         mine = rows[worker.rank :: worker.world]
-        chosen = torch.from_numpy(denoised[: settings.num_noises, mine])
-        yield Batch(
-            (2 * train.images[mine] - 1).to(worker.device),
-            chosen.to(worker.device, torch.float32),
-            train.labels[mine].to(worker.device),
-            scale=len(mine) * worker.world / len(rows),
-        )
+        size = -(-len(mine) // settings.accumulation)
+        yield [
+            Batch(
+                (2 * train.images[part] - 1).to(worker.device),
+                torch.from_numpy(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
+                train.labels[part].to(worker.device),
+                scale=len(part) * worker.world / len(rows),
+            )
+            for part in (mine[first : first + size] for first in range(0, len(mine), size))
+        ]
 
 
 def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: Worker) -> np.ndarray:

@@ -1,20 +1,19 @@
 """Reading and writing weights. The only module that calls ``torch.load``, and only with ``weights_only=True``."""
 
 import hashlib
-import os
 import pickle
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cadis_ray.errors import DataError
+from cadis_ray.files import write_atomically
 
 PICKLED = (".pt", ".pth", ".tar", ".bin")
 SHOWN = 3
@@ -138,23 +137,10 @@ def write_safetensors(
     """Writes tensors and text metadata; ``path`` is at every moment absent, the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial,
-                  metadata=dict(metadata or {}))  # fmt: skip
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Bytes first: save_file itself writes to a name, not to an open file.
+    held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with write_atomically(path) as file:
+        file.write(save(held, metadata=dict(metadata or {})))
 
 
 def _first_line(error: Exception) -> str:

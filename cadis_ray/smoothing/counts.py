@@ -8,8 +8,6 @@ are an error, never a sum.
 import hashlib
 import io
 import json
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cadis_ray.errors import IntegrityError
+from cadis_ray.files import write_atomically
 
 SUFFIX = ".counts"
 LIMIT = 2**32  # of image, start + size and votes: the noise's address and the file's uint32
@@ -117,17 +116,8 @@ class CountsStore:
         np.save(content, blocks.votes.astype(np.uint32), allow_pickle=False)
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / (hashlib.sha256(content.getbuffer()).hexdigest() + SUFFIX)
-        temporary = self.root / f"{uuid.uuid4().hex}.tmp"
-        with temporary.open("xb") as file:
+        with write_atomically(path) as file:
             file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
         return path
 
     def load(self) -> dict[Source, Blocks]:

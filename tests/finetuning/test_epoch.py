@@ -56,7 +56,7 @@ def batches(model: nn.Module, count: int = 3, size: int = 12, noises: int = 2) -
 
 def train(model: nn.Module, data: list[Batch], settings: FineTuning = SETTINGS, **options: Any) -> dict[str, float]:
     place: dict[str, Any] = {"epoch": 1, "first_step": 3, "total_steps": 12}
-    return train_epoch(model, make_optimiser(model, settings), data, settings, **place | options)
+    return train_epoch(model, make_optimiser(model, settings), [[batch] for batch in data], settings, **place | options)
 
 
 def test_training_repeats_bit_for_bit_and_reports_the_means_over_images() -> None:
@@ -102,24 +102,27 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_weights() -> None:
         assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_workers_average_to_the_global_batch() -> None:
-    """Shares of 9 and 3 images, scaled and averaged, move the weights as the whole batch of 12 does."""
+def test_workers_and_parts_make_the_global_batch() -> None:
+    """Two workers' shares of 9 and 3 images, or one's parts of 5 and 7, move the weights as the whole batch of 12."""
     (batch,) = batches(vit(), count=1)
     settings = SETTINGS.model_copy(update={"clip_norm": 1e9})
 
-    def displacement(share: Batch) -> Tensor:
+    def displacement(*parts: Batch) -> Tensor:
         model = vit()
         before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "decays": False}]
-        train_epoch(model, torch.optim.SGD(groups, lr=0.0), [share], settings, epoch=1, first_step=3, total_steps=12)
+        train_epoch(model, torch.optim.SGD(groups, lr=0.0), [parts], settings, epoch=1, first_step=3, total_steps=12)
         return nn.utils.parameters_to_vector(model.parameters()).detach() - before
 
-    shares = [
-        Batch(batch.clean[rows], batch.denoised[:, rows], batch.labels[rows], scale=n * 2 / 12)
-        for rows, n in ((slice(0, 9), 9), (slice(9, 12), 3))
-    ]
-    averaged = sum(displacement(share) for share in shares) / 2
-    torch.testing.assert_close(averaged, displacement(batch), atol=1e-6, rtol=1e-4)
+    def part(start: int, end: int, workers: int) -> Batch:
+        rows = slice(start, end)
+        scale = (end - start) * workers / 12
+        return Batch(batch.clean[rows], batch.denoised[:, rows], batch.labels[rows], scale=scale)
+
+    whole = displacement(batch)
+    averaged = (displacement(part(0, 9, 2)) + displacement(part(9, 12, 2))) / 2
+    torch.testing.assert_close(averaged, whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(displacement(part(0, 5, 1), part(5, 12, 1)), whole, atol=1e-6, rtol=1e-4)
 
 
 def test_wrapped_for_data_parallelism_trains_the_same(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sampling in batches of many images equals sampling one at a time, and has the law that certificates assume."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from scipy.stats import binom, norm
 from torch import Tensor
 
 from cadis_ray.smoothing.noise import Stream, gaussian
-from cadis_ray.smoothing.sampling import sample_votes
+from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
 
 SIGMA = 0.5
 DIRECTION = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
@@ -67,3 +68,41 @@ def test_classifiers_share_the_noise_and_streams_do_not() -> None:
 
 def test_a_model_that_is_not_finite_votes_for_no_class() -> None:
     assert votes(models=(lambda images: linear(images) * math.nan,))[0].tolist() == [[0, 0, 40]] * 3
+
+
+def test_batches_are_halved_where_memory_runs_out() -> None:
+    def small(images: Tensor) -> Tensor:
+        if len(images) > 10:
+            raise torch.OutOfMemoryError("no room")
+        return linear(images)
+
+    assert torch.equal(votes(models=(linear, small)), votes(models=(linear, linear)))
+
+    def none(images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        votes(models=(none,))
+
+
+def test_only_wanted_images_are_counted() -> None:
+    wanted = torch.tensor([[True, False, True], [False, False, False]])
+    found = sample_votes(
+        IMAGES, IDS, noisy, (linear, linear), num_classes=2, seed=3, stream=Stream.ESTIMATION, start=0, size=40,
+        batch_size=16, wanted=wanted,
+    )  # fmt: skip
+    assert torch.equal(found, votes(models=(linear, linear)) * wanted[:, :, None])
+
+
+def test_the_fastest_batch_stays_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # it ticks with every batch, whatever its size: larger is faster
+    now = [0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def small(images: Tensor) -> Tensor:
+        now[0] = next(clock)
+        if len(images) > 300:
+            raise torch.OutOfMemoryError("no room")
+        return linear(images)
+
+    assert fastest_batch(IMAGES, noisy, [small]) == 256
