@@ -64,7 +64,8 @@ def main() -> None:
         difference = paired_difference(own, credit[0])
         record = {
             "setting": name, "seeds": arguments.seeds, "images": r.shape[1],
-            f"acr@{base.certification.n}": scores.mean(), "acr_sd": scores.std(ddof=1), "clean": clean.mean(), "clean_sd": clean.std(ddof=1),
+            f"acr@{base.certification.n}": scores.mean(), "acr_sd": scores.std(ddof=1),
+            "clean": clean.mean(), "clean_sd": clean.std(ddof=1),
             "acr_difference": difference.mean, "interval": [difference.low, difference.high],
         }  # fmt: skip
         print(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()}), flush=True)
