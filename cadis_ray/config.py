@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cadis_ray import rules, strict_yaml
 from cadis_ray.errors import UsageError
 from cadis_ray.explain import Schema, dotted, findings, section, with_value
+from cadis_ray.files import digest
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -26,6 +27,8 @@ Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]*$")]
 Value = bool | int | float | str | None
 A_LIST = Field(strict=False)  # YAML has lists only; strict pydantic refuses them for tuples
+# Keys whose values are files or folders, of a section or as a dotted path; of the names only those so marked.
+PLACES = {"checkpoint": "", "classifier.checkpoint": "", "name": rules.LOCAL, "classifier.name": rules.LOCAL}
 
 
 class Section(BaseModel):
@@ -44,21 +47,31 @@ class Data(Section):
 
 
 class Denoiser(Section):
-    """A diffusion denoiser. ``checkpoint``: a path, or ``package:FILE`` for one that ships with it."""
+    """A diffusion denoiser. ``checkpoint``: a path, or ``package:FILE`` for one that ships with it; of the family
+    diffusers, a pipeline's folder, without ``config``. ``noise``: where its noise is exactly sigma, see
+    ``models.denoisers.Denoiser.add_noise``."""
 
-    family: Literal["improved_diffusion", "guided_diffusion"]
+    family: Literal["improved_diffusion", "guided_diffusion", "diffusers"]
     checkpoint: str
     config: dict[str, Any] | None = None
+    noise: Literal["diffusion", "pixel"] = "diffusion"
 
 
 class Classifier(Section):
-    """The off-the-shelf classifier. ``config``: keyword arguments of the library's constructor."""
+    """The off-the-shelf classifier: the arguments of ``models.classifiers.load_classifier``.
 
-    library: Literal["timm"]
+    ``name``: the library's name of the model, or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, which bring their
+    weights. ``config``: keyword arguments of the library's constructor. ``prefix``: what to take from every key of
+    the checkpoint. Nothing is downloaded unless ``download``.
+    """
+
+    library: Literal["timm", "transformers", "resnet"]
     name: str
-    checkpoint: str
+    checkpoint: str | None = None
     config: dict[str, Any] = {}
     normalise: Literal["own", "half"] = "own"
+    prefix: str = ""
+    download: bool = False
 
 
 class Lora(Section):
@@ -112,8 +125,13 @@ class Validation(Section):
 
 
 class Certification(Section):
-    """CERTIFY of Cohen et al. 2019 on test images with fresh noise."""
+    """Certificates on test images with fresh noise.
 
+    ``mode`` protocol: CERTIFY of Cohen et al. 2019, n samples an image. sequential: at most n, fewer where ``radii``
+    are settled before. estimate: a few samples an image and no certificate, not for a study.
+    """
+
+    mode: Literal["protocol", "sequential", "estimate"] = "protocol"
     images: Count = 200
     n0: Count = 100
     n: Annotated[int, Field(ge=1, le=2**53)] = 10_000  # float64 tells every n up to there
@@ -171,7 +189,8 @@ class Scheduler(Section):
 
 class Resources(Section):
     """What the study takes of the cluster. ``workers_per_trial`` 0: a trial trains in its own process (Ray Train's
-    local mode), which on a small machine saves the start of five processes a trial."""
+    local mode), which on a small machine saves the start of five processes a trial. ``batch_size``: of samples in an
+    actor, None: it finds the fastest by itself."""
 
     workers_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_worker: Positive = 1.0
@@ -181,6 +200,7 @@ class Resources(Section):
     cpus_per_actor: Positive = 1.0
     gpus_per_actor: NonNegative = 0.0
     threads_per_process: Count = 1
+    batch_size: Count | None = None
 
 
 class Tracking(Section):
@@ -218,8 +238,8 @@ class Study(Section):
 def load_study(path: str | Path) -> Study:
     """Read and check a study file.
 
-    Checkpoints become absolute paths (relative ones start at the study file's folder), and a denoiser that
-    ships with the package gets its constructor arguments. Raises UsageError with a line for every problem:
+    Checkpoints and folders become absolute paths (relative ones start at the study file's folder), and a denoiser
+    that ships with the package gets its constructor arguments. Raises UsageError with a line for every problem:
     ``FILE:LINE:COLUMN: KEY.PATH: got X; need Y. Did you mean Z?``
     """
     from cadis_ray.checks import place, rule_findings  # they need this module's types
@@ -237,7 +257,12 @@ def load_study(path: str | Path) -> Study:
 
 def configuration(study: Study, parameters: Mapping[str, Any]) -> Configuration:
     """The base with values set at dotted paths. Raises UsageError for an unknown path or a refused value."""
-    raw = study.base.model_dump()
+    return changed(study.base, parameters)
+
+
+def changed(base: Configuration, parameters: Mapping[str, Any]) -> Configuration:
+    """``base`` with values set at dotted paths. Raises UsageError for an unknown path or a refused value."""
+    raw = base.model_dump()
     for path, value in parameters.items():
         if problem := Schema.of(Configuration).path_problem(path):
             raise UsageError(f"{path}: {problem}")
@@ -279,8 +304,15 @@ def fingerprint(study: Study) -> str:
     """
     content = study.model_dump(mode="json", exclude={"name", "tolerated_failures", "resources", "tracking"})
     content["concurrent_trials"] = study.resources.concurrent_trials  # the sampler's view depends on it
-    content = _with_checkpoints(content, _digest)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return identity(content)
+
+
+def identity(content: dict[str, Any]) -> str:
+    """SHA-256 of plain data that came from a study, with the content of its checkpoints instead of their paths.
+
+    Raises UsageError if a checkpoint cannot be read.
+    """
+    canonical = json.dumps(_with_checkpoints(content, _digest), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -293,7 +325,10 @@ def _completed(raw: Any, folder: Path) -> Any:
     """The study with what its file leaves out: the checkpoints' folder, the config of a shipped denoiser."""
 
     def absolute(checkpoint: str) -> str:
-        return checkpoint if checkpoint.startswith(rules.PACKAGE) else os.path.normpath(folder / checkpoint)
+        if checkpoint.startswith(rules.PACKAGE):
+            return checkpoint
+        local = rules.LOCAL if checkpoint.startswith(rules.LOCAL) else ""
+        return local + os.path.normpath(folder / checkpoint.removeprefix(local))
 
     raw = _with_checkpoints(raw, absolute)
     denoiser = section(section(raw, "base"), "denoiser")
@@ -303,18 +338,17 @@ def _completed(raw: Any, folder: Path) -> Any:
 
 
 def _with_checkpoints(raw: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """A copy with ``change`` applied to each checkpoint: of the base, a baseline, a choice or a condition."""
+    """A copy with ``change`` applied to each checkpoint or folder: of the base, a baseline, a choice or a condition."""
     if isinstance(raw, dict):
         return {name: _with_checkpoints(value, change, key if name == "choices" else name)
                 for name, value in raw.items()}  # fmt: skip
     if isinstance(raw, list):
         return [_with_checkpoints(item, change, key) for item in raw]
-    return change(raw) if isinstance(raw, str) and key in ("checkpoint", "classifier.checkpoint") else raw
+    return change(raw) if isinstance(raw, str) and key in PLACES and raw.startswith(PLACES[key]) else raw
 
 
 def _digest(checkpoint: str) -> str:
     try:
-        with rules.checkpoint_file(checkpoint).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(rules.checkpoint_file(checkpoint))
     except OSError as error:
         raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}") from None

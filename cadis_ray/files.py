@@ -1,5 +1,6 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files written so that a reader never sees half of one, and known by their content."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -26,3 +27,13 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of the names and contents of all files in it. Raises OSError."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -6,7 +6,6 @@ Each rule yields what is wrong, with its path within a configuration. Only what 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from cadis_ray.config import Distribution
 
 EMBEDDED = Path(__file__).parent / "models" / "embedded"
-PACKAGE = "package:"
+PACKAGE, LOCAL, HUB = "package:", "local-dir:", "hf-hub:"
 MAX_DIFFUSION_STEPS = 100_000  # the schedule is an array of this length
 Violations = Iterator[Finding]
 
@@ -35,8 +34,10 @@ DATA_SETS = {"digits": ImageSet(1_797, (1, 8, 8))}
 
 
 def checkpoint_file(checkpoint: str) -> Path:
-    """The file of a checkpoint: of ``package:FILE``, one that ships with the package."""
-    return EMBEDDED / checkpoint.removeprefix(PACKAGE) if checkpoint.startswith(PACKAGE) else Path(checkpoint)
+    """The file of a checkpoint, of ``package:FILE`` one that ships with the package; the folder of ``local-dir:``."""
+    if checkpoint.startswith(PACKAGE):
+        return EMBEDDED / checkpoint.removeprefix(PACKAGE)
+    return Path(checkpoint.removeprefix(LOCAL))
 
 
 def shipped() -> list[str]:
@@ -180,6 +181,10 @@ def _radii(sigma: float, n: int, alpha: float, radii: tuple[float, ...]) -> Viol
 def _denoiser(sigma: float, family: Any, checkpoint: str, config: dict[str, Any] | None, name: str) -> Violations:
     from cadis_ray.models.schedule import make_schedule  # NumPy takes 0.3 s to import
 
+    if family == "diffusers":
+        if config is not None:
+            yield Finding(("denoiser", "config"), "got arguments; need none: a pipeline's folder says its own")
+        return  # its schedule is read with torch, its sigma checked then
     if config is None and checkpoint.startswith(PACKAGE) and checkpoint not in shipped():
         return  # its config is missing with it
     wrong = findings(Architecture, config) if config is not None else []
@@ -213,6 +218,25 @@ def _missing_file(path: KeyPath, checkpoint: str) -> Violations:
         yield Finding(path, f"got {checkpoint!r}, which is not there; need an existing file")
 
 
+def _denoiser_file(family: str, checkpoint: str) -> Violations:
+    where = ("denoiser", "checkpoint")
+    if family != "diffusers":
+        yield from _missing_file(where, checkpoint)
+    elif not all((checkpoint_file(checkpoint) / part).is_dir() for part in ("unet", "scheduler")):
+        yield Finding(where, f"got {checkpoint!r}; need a pipeline's folder, with unet and scheduler in it")
+
+
+def _classifier_files(library: str, name: str, checkpoint: str | None, download: bool) -> Violations:
+    if name.startswith(LOCAL) and not (checkpoint_file(name) / "config.json").is_file():
+        text = f"got {name!r}; need a folder with config.json and model.safetensors in it"
+        yield Finding(("classifier", "name"), text)
+    if checkpoint is not None:
+        yield from _missing_file(("classifier", "checkpoint"), checkpoint)
+    elif not (download or name.startswith((LOCAL, HUB)) or (library == "transformers" and "/" in name)):
+        text = f"missing; need the file of the weights, or a name that brings them: {LOCAL}FOLDER, {HUB}OWNER/NAME"
+        yield Finding(("classifier", "checkpoint"), text)
+
+
 def _doubling(doubles_after: int | None, epochs: int) -> Violations:
     if doubles_after is not None and doubles_after >= epochs:
         text = f"got {doubles_after}; need less than epochs = {epochs}"
@@ -225,7 +249,7 @@ RULES: tuple[tuple[Callable[..., Violations], tuple[str, ...]], ...] = (
     (_certification_images, ("certification.images", "data.test")),
     (_radii, ("sigma", "certification.n", "certification.alpha", "certification.radii")),
     (_denoiser, ("sigma", "denoiser.family", "denoiser.checkpoint", "denoiser.config", "data.name")),
-    (partial(_missing_file, ("denoiser", "checkpoint")), ("denoiser.checkpoint",)),
-    (partial(_missing_file, ("classifier", "checkpoint")), ("classifier.checkpoint",)),
+    (_denoiser_file, ("denoiser.family", "denoiser.checkpoint")),
+    (_classifier_files, ("classifier.library", "classifier.name", "classifier.checkpoint", "classifier.download")),
     (_doubling, ("finetuning.attack_radius_doubles_after", "finetuning.epochs")),
 )

@@ -372,3 +372,70 @@ def test_neither_torch_nor_ray_nor_numpy_is_imported() -> None:
     code = f"import sys, cadis_ray.plan, cadis_ray.space; print(sorted(set({heavy}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+CLASSIFIER = "{library: timm, name: vit_tiny_patch16_224, checkpoint: c.safetensors, config: {num_classes: 10}}"
+
+
+def with_classifier(**fields: Any) -> str:
+    assert CLASSIFIER in VALID
+    return VALID.replace(CLASSIFIER, json.dumps(fields))
+
+
+def test_folders_of_classifiers_stand_where_the_study_stands_and_their_content_counts(tmp_path: Path) -> None:
+    text = with_classifier(library="transformers", name="local-dir:models/vit")
+    (problem,) = refusal(tmp_path, text)
+    assert "base.classifier.name: got 'local-dir:models/vit'; need a folder with config.json" in problem
+    (tmp_path / "models" / "vit").mkdir(parents=True)
+    (tmp_path / "models" / "vit" / "config.json").write_text("{}")
+    study = load(tmp_path, text)
+    assert study.base.classifier.name == f"local-dir:{tmp_path}/models/vit"
+    assert study.base.classifier.checkpoint is None
+    before = fingerprint(study)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path, elsewhere)
+    assert fingerprint(load(elsewhere, text)) == before
+    (tmp_path / "models" / "vit" / "model.safetensors").write_bytes(b"weights")
+    assert fingerprint(study) != before
+    choice = "space:\n  classifier.name: {choices: ['local-dir:models/vit', 'local-dir:models/none']}\n"
+    (problem,) = refusal(tmp_path, text.replace("space:\n", choice))
+    assert "space.classifier.name: got 'local-dir:" in problem
+    assert "models/none'" in problem
+
+
+def test_a_classifier_needs_weights_from_somewhere(tmp_path: Path) -> None:
+    for library, name in (("timm", "vit_tiny_patch16_224"), ("resnet", "resnet110"), ("transformers", "vit")):
+        (problem,) = refusal(tmp_path, with_classifier(library=library, name=name))
+        assert "base.classifier.checkpoint: missing; need the file of the weights" in problem
+        load(tmp_path, with_classifier(library=library, name=name, checkpoint="c.safetensors", prefix="1."))
+    load(tmp_path, with_classifier(library="timm", name="vit_tiny_patch16_224", download=True))
+    load(tmp_path, with_classifier(library="timm", name="hf-hub:timm/vit_tiny_patch16_224"))
+    load(tmp_path, with_classifier(library="transformers", name="aaraki/vit-base"))
+    (problem,) = refusal(tmp_path, with_classifier(library="transformers", name="me/vit", checkpoint="none.pt"))
+    assert "none.pt', which is not there; need an existing file" in problem
+
+
+def test_a_pipeline_is_a_folder_without_arguments(tmp_path: Path) -> None:
+    text = re.sub(r"    config: \{image.*\n", "", VALID).replace("improved_diffusion", "diffusers")
+    (problem,) = refusal(tmp_path, text)
+    assert "d.safetensors'; need a pipeline's folder, with unet and scheduler in it" in problem
+    for part in ("unet", "scheduler"):
+        (tmp_path / "pipeline" / part).mkdir(parents=True)
+    study = load(tmp_path, text.replace("d.safetensors", "pipeline"))
+    assert study.base.denoiser.config is None
+    before = fingerprint(study)
+    (tmp_path / "pipeline" / "unet" / "weights").touch()
+    assert fingerprint(study) != before
+    (problem,) = refusal(
+        tmp_path, VALID.replace("improved_diffusion", "diffusers").replace("d.safetensors", "pipeline")
+    )
+    assert "base.denoiser.config: got arguments; need none" in problem
+
+
+def test_noise_is_the_schedules_unless_the_study_says_pixel(tmp_path: Path) -> None:
+    study = load(tmp_path, VALID)
+    pixel = load(tmp_path, VALID.replace("family: improved", "noise: pixel\n    family: improved"))
+    assert (study.base.denoiser.noise, pixel.base.denoiser.noise) == ("diffusion", "pixel")
+    assert fingerprint(study) != fingerprint(pixel)
+    (problem,) = refusal(tmp_path, VALID.replace("family: improved", "noise: pixels\n    family: improved"))
+    assert "need one of 'diffusion', 'pixel'. Did you mean pixel?" in problem

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadis_ray.config import Configuration
+from cadis_ray.config import Configuration, identity
 from cadis_ray.errors import DataError
 from cadis_ray.models.checkpoints import read_state, sha256_of, write_safetensors
 from cadis_ray.models.classifiers import Classifier, load_classifier
@@ -21,7 +21,10 @@ def adapted_classifier(configuration: Configuration, seed: int) -> Classifier:
     """The off-the-shelf classifier, ready for what ``finetuning`` trains: nothing, adapters, or all of it."""
     settings, model = configuration.finetuning, configuration.classifier
     constructor = model.config | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
-    classifier = load_classifier(model.library, model.name, model.checkpoint, constructor, model.normalise)
+    classifier = load_classifier(
+        model.library, model.name, model.checkpoint, constructor, model.normalise,
+        download=model.download, prefix=model.prefix,
+    )  # fmt: skip
     if settings.recipe == "none":
         return classifier.requires_grad_(False)
     if settings.adapter == "full":
@@ -64,13 +67,22 @@ def restore_checkpoint(folder: Path, classifier: Classifier, optimiser: torch.op
     return int(record["epoch"])
 
 
-def load_finetuned(configuration: Configuration, folder: Path | None, seed: int) -> Classifier:
+def load_finetuned(configuration: Configuration, folder: Path | None) -> Classifier:
     """The classifier to certify, in evaluation mode, adapters merged. ``folder`` None: the off-the-shelf one."""
-    classifier = adapted_classifier(configuration, seed)
+    classifier = adapted_classifier(configuration, seed=0)  # of weights that are replaced
     if folder is not None:
         read_record(folder)
         load_trainable_state(classifier, read_state(folder / WEIGHTS))
     return merge_lora(classifier).eval().requires_grad_(False)
+
+
+def model_identity(configuration: Configuration, folder: Path | None) -> str:
+    """SHA-256 of all that makes ``load_finetuned``'s classifier what it is: constructor, base and trained weights."""
+    content: dict[str, Any] = {"classifier": configuration.classifier.model_dump(mode="json")}
+    if folder is not None:
+        adapter = configuration.finetuning.model_dump(mode="json", include={"adapter", "lora"})
+        content |= {"finetuning": adapter, "weights": read_record(folder)["sha256"][WEIGHTS]}
+    return identity(content)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The block a parameter lies in: the longest prefix that ends in a number after one of these names.
 BLOCK = re.compile(r".*\b(?:blocks|layers?)\.\d+\.")
-EMBEDDINGS = ("cls_token", "dist_token", "reg_token", "pos_embed")
+EMBEDDINGS = ("cls_token", "dist_token", "reg_token", "pos_embed", "position_embeddings")
 
 
 def layer_ids(module: nn.Module) -> dict[str, int]:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cadis_ray.config import Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
-from cadis_ray.finetuning.checkpoint import adapted_classifier, restore_checkpoint
+from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.classifiers import Classifier
 
 VOTING_BATCH = 512
 
@@ -119,6 +119,4 @@ def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: 
 
 
 def _frozen(configuration: Configuration) -> nn.Module:
-    model = configuration.classifier
-    classifier = load_classifier(model.library, model.name, model.checkpoint, model.config, model.normalise)
-    return classifier.eval().requires_grad_(False)
+    return load_finetuned(configuration, None)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cadis_ray.errors import DataError
-from cadis_ray.files import write_atomically
+from cadis_ray.files import digest, write_atomically
 
 PICKLED = (".pt", ".pth", ".tar", ".bin")
 SHOWN = 3
@@ -105,7 +105,10 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str | P
             more = ", ..." if len(items) > SHOWN else ""
             lines.append(f"  {len(items)} {what}: {', '.join(items[:SHOWN])}{more}")
     if prefix := _prefix(expected, given):
-        lines.append(f"  only the prefix {prefix!r} differs: remove it from every key of the file")
+        lines.append(
+            f"  only the prefix {prefix!r} differs: remove it from every key of the file; "
+            f"of a classifier, say classifier.prefix: {prefix}"
+        )
     elif prefix := _prefix(given, expected):
         lines.append(f"  only the prefix {prefix!r} differs: put it before every key of the file")
     raise DataError("\n".join(lines))
@@ -113,8 +116,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str | P
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with resolve(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(resolve(path))
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
@@ -123,12 +125,12 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     Neither the order of the keys, the device nor the memory format matters; the type does (bf16 weights are another
     function than the float32 ones they were rounded from).
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_safetensors(

@@ -1,8 +1,9 @@
 """Off-the-shelf classifiers behind one interface: images in [-1, 1] of any resolution -> logits."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
@@ -10,8 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cadis_ray.errors import UsageError
+from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import load_strictly, read_state
+from cadis_ray.models.hub import folder_weights, hub_folder
+from cadis_ray.models.resnet import MEAN, SIZE, STD, make_resnet
+from cadis_ray.rules import HUB, LOCAL
+
+Library = Literal["timm", "transformers", "resnet"]
+Normalise = Literal["own", "half"]
+HALF = (0.5,)
 
 
 class Classifier(nn.Module):
@@ -52,37 +60,76 @@ class Classifier(nn.Module):
 
 
 def load_classifier(
-    library: Literal["timm"],
+    library: Library,
     name: str,
     checkpoint: str | None,
     config: dict[str, Any],
-    normalise: Literal["own", "half"],
+    normalise: Normalise,
+    *,
+    download: bool = False,
+    prefix: str = "",
 ) -> Classifier:
     """A classifier on the CPU, in evaluation mode, ready for ``add_lora`` or full fine-tuning.
 
-    ``name``: timm's. ``config``: keyword arguments of its constructor (``num_classes``, ``img_size``,
-    ``drop_path_rate`` ...). ``checkpoint``: file of the backbone's weights, loaded strictly; None leaves
-    timm's random initialisation. ``normalise``: "own" takes mean and std of the model's pretrained
-    configuration, or 0.5 where the model has another number of channels; "half" takes 0.5, as the FT-CADIS
-    runs did.
+    ``name``: timm's; a model type of transformers ("vit"); "resnet110" and its kin (``models.resnet``). For timm and
+    transformers also a folder laid out as on the Hugging Face hub, ``local-dir:FOLDER``, or the hub's own name,
+    ``hf-hub:OWNER/NAME[@REVISION]`` (transformers: OWNER/NAME will do), found in the local cache. These bring their
+    weights; so does a name of timm with ``download``. Nothing is downloaded without it.
 
-    Raises UsageError for an unknown model or an argument it does not take, DataError for a checkpoint that
-    does not fit.
+    ``checkpoint``: file of the backbone's weights (safetensors, or a pickle of tensors), instead of the name's. Keys
+    and shapes must agree, after ``prefix`` was taken from every key ("1." of Cohen et al.'s, "module." of data
+    parallelism). Without any weights the initialisation is random. ``config``: keyword arguments of timm's
+    constructor (``num_classes``, ``img_size``, ``drop_path_rate`` ...), entries of transformers' configuration
+    (``num_labels``, ``image_size`` ...), ``num_classes`` and ``in_chans`` of resnet.
+
+    ``normalise``: "own" takes mean and std of timm's pretrained configuration, of the folder's
+    preprocessor_config.json, or those of CIFAR-10 for resnet, and 0.5 where images have another number of channels
+    than these; "half" takes 0.5, as the FT-CADIS runs did. Resizing is ours, whatever the folder says.
+
+    Raises UsageError for an unknown model or an argument it does not take, DataError for a folder that is not there
+    or a checkpoint that does not fit, EnvironmentProblem where a download fails.
     """
-    if library != "timm":
-        raise UsageError(f"classifier.library: got {library!r}; allowed: timm")
     try:
-        backbone = timm.create_model(name, pretrained=False, **config)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        load = {"timm": _timm, "transformers": _transformers, "resnet": _resnet}[library]
+    except KeyError:
+        raise UsageError(f"classifier.library: got {library!r}; allowed: timm, transformers, resnet") from None
+    return load(name, checkpoint, config, normalise, download, prefix).eval()
+
+
+def load_weights(backbone: nn.Module, state: Mapping[str, Tensor], where: str | Path, prefix: str = "") -> None:
+    """Copies weights under the keys of the library's checkpoints into a backbone without adapters.
+
+    Raises DataError, and copies nothing, where a key lacks ``prefix`` or keys or shapes differ.
+    """
+    if others := [key for key in state if not key.startswith(prefix)]:
+        raise DataError(f"{where}: {len(others)} of {len(state)} keys do not begin with the prefix {prefix!r}: "
+                        f"{', '.join(others[:3])}")  # fmt: skip
+    state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if (load := getattr(backbone, "load_hub_state", None)) is not None:
+        load(state, where)
+    else:
+        load_strictly(backbone, state, where)
+
+
+def _timm(
+    name: str, checkpoint: str | None, config: dict[str, Any], normalise: Normalise, download: bool, prefix: str
+) -> Classifier:
+    folder = hub_folder(name, download)
+    try:
+        backbone = timm.create_model(f"{LOCAL}{folder}" if folder else name, pretrained=False, **config)
+    except (RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = "" if timm.is_model(name.split(".")[0]) else f"; near: {', '.join(near) or 'none'}"
+        hint = "" if folder or timm.is_model(name.split(".")[0]) else f"; near: {', '.join(near) or 'none'}"
         raise UsageError(f"classifier: timm cannot make {name!r} with {config}: {error}{hint}") from error
-    if checkpoint is not None:
-        load_strictly(backbone, read_state(checkpoint), checkpoint)
     own = cast(dict[str, Any], backbone.pretrained_cfg)
+    if folder is None and checkpoint is None and download:
+        if not own.get("hf_hub_id"):
+            raise UsageError(f"classifier.name: timm has no weights on the hub for {name!r}; set checkpoint")
+        folder = hub_folder(f"{HUB}{own['hf_hub_id']}", download)
+    _load(backbone, checkpoint, folder, prefix)
     channels, *size = own["input_size"]
     if normalise == "half" or config.get("in_chans", channels) != len(own["mean"]):
-        own = own | {"mean": (0.5,), "std": (0.5,)}
+        own = own | {"mean": HALF, "std": HALF}
     size = config.get("img_size", size)
     head = cast(Any, backbone).get_classifier()
     ends = head if isinstance(head, tuple) else (head,)
@@ -92,7 +139,40 @@ def load_classifier(
         mean=own["mean"],
         std=own["std"],
         heads=tuple(key for key, module in backbone.named_modules() if any(module is end for end in ends)),
-    ).eval()
+    )
+
+
+def _transformers(
+    name: str, checkpoint: str | None, config: dict[str, Any], normalise: Normalise, download: bool, prefix: str
+) -> Classifier:
+    from cadis_ray.models.hugging_face import make_hugging_face  # transformers takes seconds to import
+
+    folder = hub_folder(f"{HUB}{name}" if "/" in name and ":" not in name else name, download)
+    backbone, takes = make_hugging_face(name, folder, config)
+    _load(backbone, checkpoint, folder, prefix)
+    mean, std = (HALF, HALF) if normalise == "half" else (takes.mean, takes.std)
+    if mean is None or std is None:
+        raise UsageError(f"classifier.normalise: {name} comes without preprocessor_config.json, which "
+                         "would tell its own mean and std; set normalise: half")  # fmt: skip
+    return Classifier(backbone, image_size=takes.size, mean=mean, std=std, heads=backbone.heads())
+
+
+def _resnet(
+    name: str, checkpoint: str | None, config: dict[str, Any], normalise: Normalise, download: bool, prefix: str
+) -> Classifier:
+    if download:
+        raise UsageError("classifier.download: the library resnet has nothing to download; set checkpoint")
+    backbone = make_resnet(name, config)
+    _load(backbone, checkpoint, None, prefix)
+    own = normalise == "own" and backbone.conv1.in_channels == len(MEAN)
+    mean, std = (MEAN, STD) if own else (HALF, HALF)
+    return Classifier(backbone, image_size=(SIZE, SIZE), mean=mean, std=std, heads=("fc",))
+
+
+def _load(backbone: nn.Module, checkpoint: str | None, folder: Path | None, prefix: str) -> None:
+    weights = folder_weights(folder) if checkpoint is None and folder else checkpoint
+    if weights is not None:
+        load_weights(backbone, read_state(weights), weights, prefix)
 
 
 @contextmanager

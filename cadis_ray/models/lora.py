@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.classifiers import Classifier
 
+# Where the attention has three linear layers, libraries give them one of these names.
+ALIASES = {"q": ("query", "q_proj"), "k": ("key", "k_proj"), "v": ("value", "v_proj")}
+
 
 class SplitQKV(nn.Module):
     """The function of a fused qkv ``nn.Linear``, in three: ``q``, ``k`` and ``v``."""
@@ -37,8 +40,9 @@ def add_lora(
     """A copy whose ``target_modules`` carry adapters of rank ``r``; only they and the heads train.
 
     ``target_modules``: last parts of module names, as in peft; "q", "k" and "v" also name the parts of a
-    fused qkv. The update is (lora_alpha / r) B A, a true division; ``lora_alpha`` None means r. A is
-    Kaiming-uniform, a function of ``seed``, and B zero: the copy computes what ``classifier`` does.
+    fused qkv, and query, key and value under transformers' names. The update is (lora_alpha / r) B A, a true
+    division; ``lora_alpha`` None means r. A is Kaiming-uniform, a function of ``seed``, and B zero: the copy
+    computes what ``classifier`` does.
 
     Raises UsageError where the model has none of ``target_modules``, or a qkv that cannot be split.
     """
@@ -48,7 +52,11 @@ def add_lora(
         _split_qkv(backbone)
     linear = {name.split(".")[-1] for name, part in backbone.named_modules() if isinstance(part, nn.Linear)}
     names = [f".{name}" for name, _ in backbone.named_modules()]
-    if absent := [t for t in target_modules if not any(name.endswith(f".{t}") for name in names)]:
+    meant = {
+        target: [name for name in (target, *ALIASES.get(target, ())) if any(n.endswith(f".{name}") for n in names)]
+        for target in target_modules
+    }
+    if absent := [target for target, found in meant.items() if not found]:
         raise UsageError(
             f"finetuning.lora.target_modules: the classifier has no {', '.join(absent)}; "
             f"its linear layers end in {', '.join(sorted(linear))}"
@@ -57,7 +65,7 @@ def add_lora(
         r=r,
         # peft declares an integer but divides as floats.
         lora_alpha=r if lora_alpha is None else lora_alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=list(target_modules),
+        target_modules=[name for found in meant.values() for name in found],
         modules_to_save=list(adapted.heads),
         lora_dropout=0.0,
         bias="none",

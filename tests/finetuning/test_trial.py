@@ -73,12 +73,12 @@ def test_a_resumed_trial_is_the_undisturbed_one(data: DataSet, tmp_path: Path) -
 def test_what_is_certified_is_what_was_trained(data: DataSet, tmp_path: Path) -> None:
     chosen, run = epochs(data, {})
     *_, last = run
-    kept = load_finetuned(chosen, save(tmp_path / "last", last, chosen), seed=1)
+    kept = load_finetuned(chosen, save(tmp_path / "last", last, chosen))
     images = 2 * data.test.images - 1
     with torch.inference_mode():
         last.classifier.eval()
         assert torch.allclose(kept(images), last.classifier(images), atol=1e-5)
-        off_the_shelf = load_finetuned(configuration(STUDY, {"finetuning.recipe": "none"}), None, seed=1)
+        off_the_shelf = load_finetuned(configuration(STUDY, {"finetuning.recipe": "none"}), None)
         assert not torch.allclose(kept(images), off_the_shelf(images), atol=1e-2)
 
 
@@ -89,9 +89,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(data: DataSet, tmp_path: Path) 
     content[-1] ^= 1
     (folder / WEIGHTS).write_bytes(content)
     with pytest.raises(DataError, match=WEIGHTS):
-        load_finetuned(chosen, folder, seed=1)
+        load_finetuned(chosen, folder)
     with pytest.raises(DataError, match=r"checkpoint\.json"):
-        load_finetuned(chosen, tmp_path, seed=1)
+        load_finetuned(chosen, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial(data: DataSet) -> None:

@@ -103,6 +103,42 @@ def test_models_that_timm_cannot_make(name: str, config: dict[str, Any], message
         load_classifier("timm", name, None, config, "own")
 
 
+def test_a_folder_of_the_hub_brings_its_weights_and_its_constructor(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"img_size": 32, "num_classes": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    source = timm.create_model("deit_tiny_patch16_224", **config).eval()
+    timm.models.save_for_hf(source, str(tmp_path), model_args=config, safe_serialization=True)
+    classifier = load_classifier("timm", f"local-dir:{tmp_path}", None, {}, "half")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert classifier.image_size == (32, 32)
+    assert torch.equal(classifier(images), source(images))
+    own = load_classifier("timm", f"local-dir:{tmp_path}", None, {}, "own")
+    assert own.scale.flatten().tolist() == pytest.approx([0.5 / 0.229, 0.5 / 0.224, 0.5 / 0.225])
+    with pytest.raises(DataError, match=r"head\.weight \[4, 24\] instead of \[7, 24\]"):
+        load_classifier("timm", f"local-dir:{tmp_path}", None, {"num_classes": 7}, "own")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="no weights"):
+        load_classifier("timm", f"local-dir:{tmp_path}", None, {}, "own")
+
+
+def test_a_checkpoint_goes_before_the_folders_weights(tmp_path: Path) -> None:
+    timm.models.save_for_hf(timm.create_model(VIT, **DIGITS), str(tmp_path), model_args=DIGITS)
+    other = timm.create_model(VIT, **DIGITS).eval()
+    path = tmp_path / "fine_tuned.pt"
+    torch.save({"model": {f"module.{key}": value for key, value in other.state_dict().items()}}, path)
+    classifier = load_classifier("timm", f"local-dir:{tmp_path}", str(path), {}, "own", prefix="module.")
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    assert torch.equal(classifier(images), other(images))
+    with pytest.raises(DataError, match=r"only the prefix 'module\.' differs"):
+        load_classifier("timm", f"local-dir:{tmp_path}", str(path), {}, "own")
+
+
+def test_nothing_is_downloaded_unasked() -> None:
+    with pytest.raises(DataError, match=r"not in the local hub cache.*download: true"):
+        load_classifier("timm", "hf-hub:timm/no_such_model_here", None, {}, "own")
+    with pytest.raises(UsageError, match=r"got 'keras'; allowed: timm, transformers, resnet"):
+        load_classifier("keras", VIT, None, {}, "own")  # type: ignore[arg-type]
+
+
 def test_heads_are_found_wherever_timm_keeps_them() -> None:
     config = {"num_classes": 4}
     assert load_classifier("timm", "resnet18", None, config, "own").heads == ("fc",)
