@@ -22,7 +22,8 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     The alpha-quantile of Beta(k, n - k + 1); 0 where k = 0. ``k`` and ``n`` broadcast. Raises ValueError
     outside 0 <= k <= n, n >= 1, 0 < alpha < 1.
     """
-    k, n = _trials(k, n, alpha)
+    check_level(alpha)
+    k, n = checked_trials(k, n)
     ceiling = alpha ** (1 / n)  # the bound at k = n, which no rounding in the quantile's routine may exceed
     quantile = np.minimum(special.betaincinv(np.maximum(k, 1), n - k + 1, alpha), ceiling)
     return np.where(k == 0, 0.0, np.where(k == n, ceiling, quantile))[()]
@@ -30,7 +31,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
 
 def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     """Upper bound of p from k successes of n, wrong with probability at most alpha; 1 where k = n."""
-    k, n = _trials(k, n, alpha)
+    k, n = checked_trials(k, n)
     return 1 - clopper_pearson_lower(n - k, n, alpha)
 
 
@@ -45,9 +46,7 @@ def certified_radius(k: ArrayLike, n: ArrayLike, alpha: float, sigma: float) -> 
 
 def radius_of(p_a_lower: ArrayLike, sigma: float) -> Floats:
     """sigma * Phi^-1(p_a_lower), and 0.0 where p_a_lower <= 1/2."""
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"sigma > 0 must hold, but got sigma={sigma}")
-    return sigma * special.ndtri(np.maximum(p_a_lower, 0.5))
+    return _checked_sigma(sigma) * special.ndtri(np.maximum(p_a_lower, 0.5))
 
 
 def max_radius(n: ArrayLike, alpha: float, sigma: float) -> Floats:
@@ -71,6 +70,25 @@ def samples_needed(radius: float, sigma: float, alpha: float) -> int:
     return enough
 
 
+def votes_needed(radius: ArrayLike, n: int, alpha: float, sigma: float) -> Integers:
+    """The fewest of n votes that certify each radius >= 0, or any radius at 0; n + 1 where all n do not."""
+    radius = np.asarray(radius, np.float64)
+    if not (radius >= 0).all():
+        raise ValueError(f"radius >= 0 must hold, but got radius={radius}")
+    short, enough = np.zeros(radius.shape, np.int64), np.full(radius.shape, n + 1)
+    while (enough - short > 1).any():
+        k = (short + enough) // 2
+        certified = certified_radius(k, n, alpha, sigma)
+        certified = (certified >= radius) & (certified > 0)
+        short, enough = np.where(certified, short, k), np.where(certified, k, enough)
+    return enough[()]
+
+
+def linf_radius(radius: ArrayLike, dimensions: int) -> Floats:
+    """The l_inf radius that follows from an l2 ``radius``: over sqrt(d), d the numbers an image consists of."""
+    return np.asarray(radius, np.float64)[()] / np.sqrt(dimensions)
+
+
 def certify(
     selection_counts: ArrayLike, estimation_counts: ArrayLike, alpha: float, sigma: float
 ) -> tuple[Integers, Floats, Floats]:
@@ -81,14 +99,32 @@ def certify(
     for no class counts against. Where p_a_lower <= 1/2, ``predict`` is ABSTAIN and ``radius`` 0.0. Each
     certificate fails with probability at most alpha.
     """
-    selection, estimation = _counts(selection_counts), _counts(estimation_counts)
-    if selection.shape != estimation.shape:
-        raise ValueError(f"counts must agree in shape, but got {selection.shape} and {estimation.shape}")
-    top_class = selection[:, :-1].argmax(axis=1)
-    k = np.take_along_axis(estimation, top_class[:, None], axis=1)[:, 0]
+    top_class, k, estimation = _selected(selection_counts, estimation_counts)
     p_a_lower = clopper_pearson_lower(k, estimation.sum(axis=1), alpha)
     radius = radius_of(p_a_lower, sigma)
     return np.where(p_a_lower > 0.5, top_class, ABSTAIN), radius, p_a_lower
+
+
+def certify_top_two(
+    selection_counts: ArrayLike, estimation_counts: ArrayLike, alpha: float, sigma: float
+) -> tuple[Integers, Floats]:
+    """CERTIFY by both bounds of Cohen's theorem 1: (predict, radius), each (N,), of counts as in ``certify``.
+
+    The radius is sigma / 2 (Phi^-1(p_a_lower) - Phi^-1(p_b_upper)), each bound at alpha / 2; p_a_lower may be below
+    1/2. p_b_upper is the bound for the largest of the other counts, "no class" among them. It needs no correction
+    for their number: the likeliest other outcome is a fixed one, and the largest count is at least its count. Larger
+    than ``certify``'s radius where several classes share the rest, else smaller: taking the larger of both voids the
+    guarantee, and published figures are not made like this.
+    """
+    top_class, k, estimation = _selected(selection_counts, estimation_counts)
+    others = estimation.copy()
+    np.put_along_axis(others, top_class[:, None], -1, axis=1)
+    n = estimation.sum(axis=1)
+    p_a_lower = clopper_pearson_lower(k, n, alpha / 2)
+    p_b_upper = clopper_pearson_upper(others.max(axis=1), n, alpha / 2)
+    certified = p_a_lower > p_b_upper
+    gap = special.ndtri(np.where(certified, p_a_lower, 0.5)) - special.ndtri(np.where(certified, p_b_upper, 0.5))
+    return np.where(certified, top_class, ABSTAIN), _checked_sigma(sigma) / 2 * gap
 
 
 def predict(counts: ArrayLike, alpha: float) -> Integers:
@@ -98,8 +134,8 @@ def predict(counts: ArrayLike, alpha: float) -> Integers:
     classifier's is returned with probability at most alpha. "No class" competes as one of the outcomes, and
     its win is an abstention.
     """
-    table = _counts(counts)
-    _level(alpha)
+    table = checked_counts(counts)
+    check_level(alpha)
     order = table.argsort(axis=1)
     runner_up, first = np.take_along_axis(table, order[:, -2:], axis=1).T
     p_value = 2 * special.betainc(first, runner_up + 1.0, 0.5)  # 2 P(Bin(first + runner_up, 1/2) >= first)
@@ -107,21 +143,23 @@ def predict(counts: ArrayLike, alpha: float) -> Integers:
     return np.where((p_value <= alpha) & (top < table.shape[1] - 1), top, ABSTAIN)
 
 
-def _level(alpha: float) -> None:
+def check_level(alpha: float) -> None:
+    """ValueError unless 0 < alpha < 1."""
     if not 0 < alpha < 1:
         raise ValueError(f"0 < alpha < 1 must hold, but got alpha={alpha}")
 
 
-def _trials(k: ArrayLike, n: ArrayLike, alpha: float) -> tuple[Integers, Integers]:
-    _level(alpha)
+def checked_trials(k: ArrayLike, n: ArrayLike, least: int = 1) -> tuple[Integers, Integers]:
+    """k and n as int64 of one shape; ValueError unless 0 <= k <= n and n >= ``least``."""
     k, n = np.broadcast_arrays(_integers("k", k), _integers("n", n))
-    wrong = (n < 1) | (k < 0) | (k > n)
+    wrong = (n < least) | (k < 0) | (k > n)
     if wrong.any():
-        raise ValueError(f"0 <= k <= n and n >= 1 must hold, but got k={k[wrong][0]}, n={n[wrong][0]}")
+        raise ValueError(f"0 <= k <= n and n >= {least} must hold, but got k={k[wrong][0]}, n={n[wrong][0]}")
     return k, n
 
 
-def _counts(counts: ArrayLike) -> Integers:
+def checked_counts(counts: ArrayLike) -> Integers:
+    """Counts (N, K + 1) as int64; ValueError for a negative one or an image without votes."""
     table = _integers("counts", counts)
     if table.ndim != 2 or table.shape[1] < 2:
         raise ValueError(f"counts must be (N, K + 1) with K >= 1, but got {table.shape}")
@@ -131,6 +169,20 @@ def _counts(counts: ArrayLike) -> Integers:
             f"counts must be >= 0 and not all 0, but row {int(wrong.argmax())} is {table[wrong][0].tolist()}"
         )
     return table
+
+
+def _checked_sigma(sigma: float) -> float:
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"sigma > 0 must hold, but got sigma={sigma}")
+    return sigma
+
+
+def _selected(selection_counts: ArrayLike, estimation_counts: ArrayLike) -> tuple[Integers, Integers, Integers]:
+    selection, estimation = checked_counts(selection_counts), checked_counts(estimation_counts)
+    if selection.shape != estimation.shape:
+        raise ValueError(f"counts must agree in shape, but got {selection.shape} and {estimation.shape}")
+    top_class = selection[:, :-1].argmax(axis=1)
+    return top_class, np.take_along_axis(estimation, top_class[:, None], axis=1)[:, 0], estimation
 
 
 def _integers(name: str, values: ArrayLike) -> Integers:

@@ -74,6 +74,16 @@ class Blocks:
         rows = [self.votes[a:b].sum(axis=0, dtype=np.int64) for a, b in zip(first, last, strict=True)]
         return np.array(rows, np.int64).reshape(len(rows), self.votes.shape[1])
 
+    def prefix(self, images: ArrayLike, n: ArrayLike, columns: int) -> Integers:
+        """Votes (N, columns) of each image's samples from 0 on without a gap, at most n: their sum is how many."""
+        images, n, first, last = self._rows(images, n)
+        votes = np.zeros((len(images), columns), np.int64)
+        for row, (a, b) in enumerate(zip(first, last, strict=True)):
+            start, size = self.index[a:b, START].astype(np.int64), self.index[a:b, SIZE].astype(np.int64)
+            gapless = a + int((start == np.append(0, np.cumsum(size))[:-1]).cumprod().sum())
+            votes[row] = self.votes[a:gapless].sum(axis=0, dtype=np.int64) if gapless > a else 0
+        return votes
+
     def _rows(self, images: ArrayLike, n: ArrayLike) -> tuple[Integers, Integers, Integers, Integers]:
         """(images, n, first, last): each image's blocks that start below n are rows [first, last)."""
         images = np.asarray(images, np.int64)

@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from cadis_ray.results import Estimate
-from cadis_ray.smoothing.bounds import certified_radius
+from cadis_ray.smoothing.bounds import certified_radius, votes_needed
 
 ITERATIONS = 80  # of EM from equal weights: stopping early regularises
+SCHEDULE = (32, 128, 512)
+FAILURES = 2
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -23,13 +25,37 @@ Integers = NDArray[np.int64]
 GRID: Floats = np.concatenate([(np.arange(60) + 0.5) / 120, special.ndtr(np.arange(0, 5.01, 0.02))])
 
 
-def npmle(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
-    """The likeliest distribution of p_A, (p, weights) each (G,), given k (N,) of n (N,) votes for the label.
+Votes = tuple[ArrayLike, ArrayLike]  # (k, n) of one model
 
-    EM on sum_i log sum_g w_g p_g^k_i (1 - p_g)^(n_i - k_i). n_i may depend on image i's own earlier votes.
+
+def next_samples(k: ArrayLike, n: ArrayLike, schedule: Sequence[int] = SCHEDULE, failures: int = FAILURES) -> Integers:
+    """How many samples each image should have next (N,), its n where it is done, given k (N,) of n (N,) >= 0.
+
+    The next larger number of the schedule while at most ``failures`` samples missed the label: only near
+    p_A = 1 does the radius change much with more. An image goes on by its own counts alone, so that they keep
+    the likelihood of ``npmle``.
+    """
+    steps = np.asarray(schedule)
+    if not (steps.ndim == 1 and len(steps) and (np.diff(steps, prepend=0) > 0).all() and failures >= 0):
+        raise ValueError(f"schedule must increase from >= 1, and failures >= 0, but got {schedule} and {failures}")
+    k, n = _votes(k, n, least=0)
+    following = np.searchsorted(steps, n, side="right")
+    on = (following < len(steps)) & (n - k <= failures)
+    return np.where(on, steps[np.minimum(following, len(steps) - 1)], n)
+
+
+def npmle(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
+    """The likeliest distribution of p_A, (p (G,), weights (..., G)), given k (..., N) of n (..., N) label votes.
+
+    EM on sum_i log sum_g w_g p_g^k_i (1 - p_g)^(n_i - k_i) for each data set of the leading axes. n_i may
+    depend on image i's own earlier votes, as in ``next_samples``.
     """
     likelihood, pairs = _likelihood(k, n)
-    return GRID, _weights(likelihood, np.bincount(pairs)[None])[0]
+    flat = pairs.reshape(-1, pairs.shape[-1])
+    offsets = np.arange(len(flat))[:, None] * len(likelihood)
+    images = np.bincount((flat + offsets).ravel(), minlength=len(flat) * len(likelihood))
+    weights = _weights(likelihood, images.reshape(len(flat), -1) / flat.shape[1])
+    return GRID, weights.reshape(*pairs.shape[:-1], -1)
 
 
 def acr_at(p: Floats, weights: Floats, n: int, alpha: float, sigma: float) -> Floats:
@@ -37,10 +63,10 @@ def acr_at(p: Floats, weights: Floats, n: int, alpha: float, sigma: float) -> Fl
     return sigma * (weights @ mean_radius(p, n, alpha))
 
 
-def certified_accuracy_at(p: Floats, weights: Floats, n: int, alpha: float, sigma: float, r: float) -> float:
-    """Expected certified accuracy at radius r: sum_g w_g P(certified_radius(Bin(n, p_g)) >= r, and > 0)."""
-    k = _votes_needed(r, n, alpha, sigma)
-    return float(weights @ special.betainc(k, n - k + 1, p)) if k <= n else 0.0
+def certified_accuracy_at(p: Floats, weights: Floats, n: int, alpha: float, sigma: float, r: float) -> Floats:
+    """Expected certified accuracy (...) at radius r: sum_g w_g P(certified_radius(Bin(n, p_g)) >= r, and > 0)."""
+    k = votes_needed(r, n, alpha, sigma)
+    return weights @ (special.betainc(k, n - k + 1, p) if k <= n else np.zeros_like(p))
 
 
 def mean_radius(p: ArrayLike, n: int, alpha: float) -> Floats:
@@ -50,7 +76,7 @@ def mean_radius(p: ArrayLike, n: int, alpha: float) -> Floats:
 
 @lru_cache(maxsize=16)  # a third of a second at n = 100,000, and the same for every estimate of a study
 def _mean_radius(p: tuple[float, ...], n: int, alpha: float) -> Floats:
-    least = _votes_needed(0.0, n, alpha, 1.0)
+    least = int(votes_needed(0.0, n, alpha, 1.0))
     k = np.arange(least, n + 1)
     radius = certified_radius(k, n, alpha, 1.0)
     log_choices = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
@@ -65,28 +91,62 @@ def _mean_radius(p: tuple[float, ...], n: int, alpha: float) -> Floats:
     return mean
 
 
-def _votes_needed(r: float, n: int, alpha: float, sigma: float) -> int:
-    """The fewest of n votes that certify radius r, or anything at r = 0; n + 1 if all n do not."""
-    short, enough = 0, n + 1
-    while enough - short > 1:
-        k = (short + enough) // 2
-        radius = certified_radius(k, n, alpha, sigma)
-        short, enough = (short, k) if radius > 0 and radius >= r else (k, enough)
-    return enough
+def resampled_weights(k: ArrayLike, n: ArrayLike, *, resamples: int = 200, seed: int = 0) -> Floats:
+    """Weights (resamples, G) on GRID from bootstrap samples of the N images.
+
+    Equal N, resamples and seed draw the same images for every model. So the standard deviation of any function
+    of the weights is its standard error, and that of its difference between two models a paired one.
+    """
+    k, n = _votes(k, n)
+    draws = np.random.default_rng(seed).integers(len(k), size=(resamples, len(k)))
+    return npmle(k[draws], n[draws])[1]
 
 
 def resampled_acr(
     k: ArrayLike, n: ArrayLike, *, sigma: float, alpha: float, at_n: int, resamples: int = 200, seed: int = 0
 ) -> Floats:
-    """ACR estimates (resamples,) of bootstrap samples of the N images.
+    """ACR estimates (resamples,) of bootstrap samples of the N images, paired between models."""
+    weights = resampled_weights(k, n, resamples=resamples, seed=seed)
+    return acr_at(GRID, weights, at_n, alpha, sigma)
 
-    Equal N, resamples and seed draw the same images for every model: the standard deviation of the difference
-    of two results is a paired standard error.
+
+def paired_se(
+    a: Votes, b: Votes, *, sigma: float, alpha: float, at_n: int, resamples: int = 200, seed: int = 0
+) -> float:
+    """Bootstrap standard error of the difference of two models' ACR estimates on the same images in one order.
+
+    ``a`` and ``b`` are (k (N,), n (N,)); the models' n may differ.
+    """
+    if np.shape(a[0]) != np.shape(b[0]):
+        raise ValueError(f"both models need the same images, but have counts {np.shape(a[0])} and {np.shape(b[0])}")
+    one, other = (
+        resampled_acr(*votes, sigma=sigma, alpha=alpha, at_n=at_n, resamples=resamples, seed=seed) for votes in (a, b)
+    )
+    return float((one - other).std(ddof=1))
+
+
+def contributions(k: ArrayLike, n: ArrayLike, *, sigma: float, alpha: float, at_n: int) -> Floats:
+    """Each image's contribution (N,) to the ACR estimate: their mean is the estimate, its standard error theirs.
+
+    The derivative of the estimate by the image's share in the sample, through every EM iteration: the
+    infinitesimal jackknife (Jaeckel 1972). Two models' contributions on the same images are paired data,
+    in a fraction of the bootstrap's time.
     """
     likelihood, pairs = _likelihood(k, n)
-    draws = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=resamples)
-    one_hot = np.eye(len(likelihood))[pairs]
-    return acr_at(GRID, _weights(likelihood, draws @ one_hot), at_n, alpha, sigma)
+    share = np.bincount(pairs) / len(pairs)
+    weights, steps = np.full(len(GRID), 1 / len(GRID)), []
+    for _ in range(ITERATIONS):
+        mixture = likelihood @ weights
+        growth = (share / mixture) @ likelihood
+        steps.append((weights, mixture, growth))
+        weights = weights * growth
+    # Backwards. EM is homogeneous of degree 1 in the shares, hence Euler: mean(by_share[pairs]) = ACR.
+    by_weights, by_share = sigma * mean_radius(GRID, at_n, alpha), np.zeros(len(share))
+    for weights, mixture, growth in reversed(steps):
+        by_ratio = likelihood @ (by_weights * weights)
+        by_share += by_ratio / mixture
+        by_weights = by_weights * growth - (by_ratio * share / mixture**2) @ likelihood
+    return by_share[pairs]
 
 
 def estimate(
@@ -110,29 +170,34 @@ def estimate(
         acr=float(acr_at(p, weights, at_n, alpha, sigma)),
         se=float(replicates.std(ddof=1)),
         clean=float(weights[p > 0.5].sum()),
-        certified_accuracy={r: certified_accuracy_at(p, weights, at_n, alpha, sigma, r) for r in radii},
+        certified_accuracy={r: float(certified_accuracy_at(p, weights, at_n, alpha, sigma, r)) for r in radii},
         n=at_n,
         images=len(np.atleast_1d(k)),
         samples=round(float(np.mean(np.asarray(n)))),
     )
 
 
-def _likelihood(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Integers]:
-    """Likelihood (U, G) of each distinct (k, n), up to a factor, and which of them each image has (N,)."""
+def _votes(k: ArrayLike, n: ArrayLike, least: int = 1) -> tuple[Integers, Integers]:
     k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))
-    if k.ndim != 1 or not len(k) or not (np.issubdtype(k.dtype, np.integer) and np.issubdtype(n.dtype, np.integer)):
-        raise ValueError(f"k and n must hold integers and be (N,) with N >= 1, but got {k.dtype} {k.shape}, {n.dtype}")
-    if not ((n >= 1) & (k >= 0) & (k <= n)).all():
-        raise ValueError("0 <= k <= n and n >= 1 must hold for every image")
-    distinct, pairs = np.unique(np.stack([k, n], axis=1), axis=0, return_inverse=True)
-    successes, failures = distinct[:, :1], distinct[:, 1:] - distinct[:, :1]
-    log_likelihood = successes * np.log(GRID) + failures * np.log1p(-GRID)
-    return np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)), pairs
+    if not k.size or not k.ndim or not all(np.issubdtype(votes.dtype, np.integer) for votes in (k, n)):
+        raise ValueError(f"k and n must hold integers and be (..., N), N >= 1, but got {k.dtype} {k.shape}, {n.dtype}")
+    if not ((n >= least) & (k >= 0) & (k <= n)).all():
+        raise ValueError(f"0 <= k <= n and n >= {least} must hold for every image")
+    return k.astype(np.int64), n.astype(np.int64)
 
 
-def _weights(likelihood: Floats, images: NDArray[np.number]) -> Floats:
-    """EM for R data sets at once: ``images`` (R, U) counts each one's images by pair. Returns (R, G)."""
-    share = images / images.sum(axis=1, keepdims=True)
+def _likelihood(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Integers]:
+    """Likelihood (U, G) of each distinct (k, n), up to a factor, and which of them each image has (..., N)."""
+    k, n = _votes(k, n)
+    base = n.max() + 1
+    distinct, pairs = np.unique(n * base + k, return_inverse=True)
+    samples, successes = np.divmod(distinct[:, None], base)
+    log_likelihood = successes * np.log(GRID) + (samples - successes) * np.log1p(-GRID)
+    return np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)), pairs.reshape(k.shape)
+
+
+def _weights(likelihood: Floats, share: Floats) -> Floats:
+    """EM for R data sets at once: ``share`` (R, U) of each one's images that have a pair. Returns (R, G)."""
     weights = np.full((len(share), likelihood.shape[1]), 1 / likelihood.shape[1])
     for _ in range(ITERATIONS):
         # A pair that a resample left out may have become impossible, 0 / 0: it has no say.

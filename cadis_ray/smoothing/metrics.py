@@ -1,5 +1,6 @@
 """Summaries of certificates over images. Abstaining is never correct; every image is in the denominator."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,39 @@ def certified_accuracy(radii: ArrayLike, correct: ArrayLike, r: float) -> float:
         raise ValueError(f"r >= 0 must hold, but got r={r}")
     radii, correct = _certificates(radii, correct)
     return float(np.mean(correct & (radii >= r) & (radii > 0)))
+
+
+def best_over_sigma(
+    certificates: Mapping[float, tuple[ArrayLike, ArrayLike]], r: Iterable[float]
+) -> dict[float, tuple[float, float]]:
+    """The envelope that the papers' tables report: radius -> (certified accuracy, the sigma that has the most).
+
+    ``certificates`` maps sigma to (radii, correct) of the model at that sigma; of several the smallest is named.
+    It is no certified accuracy of a single model, and a little optimistic, as sigma is chosen on the same images.
+    """
+    if not certificates:
+        raise ValueError("certificates must hold at least one sigma")
+    return {
+        radius: max(((certified_accuracy(*certificates[sigma], radius), sigma) for sigma in sorted(certificates)),
+                    key=lambda best: best[0])
+        for radius in r
+    }  # fmt: skip
+
+
+def most_false_certificates(images: int, alpha: float, confidence: float = 0.999) -> int:
+    """The number of wrong certificates that ``images`` of them exceed with probability at most 1 - ``confidence``.
+
+    The quantile of Bin(images, alpha): each certificate fails with probability at most ``alpha``, and independently,
+    as long as no two images share noise.
+    """
+    if not (images >= 1 and 0 < alpha < 1 and 0 < confidence < 1):
+        raise ValueError("images >= 1, 0 < alpha < 1 and 0 < confidence < 1 must hold, but got"
+                         f" images={images}, alpha={alpha}, confidence={confidence}")  # fmt: skip
+    few, enough = -1, images
+    while enough - few > 1:
+        number = (few + enough) // 2
+        few, enough = (few, number) if special.bdtr(number, images, alpha) >= confidence else (number, enough)
+    return enough
 
 
 @dataclass(frozen=True)

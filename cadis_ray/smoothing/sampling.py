@@ -79,7 +79,7 @@ def fastest_batch(images: Tensor, denoise: Denoise, classifiers: Sequence[Classi
     ``images`` as for ``sample_votes``. Timed on samples of the search's stream, which are thrown away.
     """
     num_classes = classifiers[0](denoise(images[:1], torch.zeros_like(images[:1]))).shape[1]
-    best, best_rate, size = SMALLEST, 0.0, SMALLEST
+    best, best_rate, rate, size = SMALLEST, 0.0, 0.0, SMALLEST
     while size <= LARGEST:
         for _ in range(2):  # the first is a warm-up
             started = time.perf_counter()

@@ -1,12 +1,14 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from cadis_ray.smoothing.metrics import acr, certified_accuracy, paired_difference
-
-LOGS = Path(__file__).parents[3] / "shared" / "reference" / "cohen"
+from cadis_ray.smoothing.metrics import (
+    acr,
+    best_over_sigma,
+    certified_accuracy,
+    most_false_certificates,
+    paired_difference,
+)
 
 
 def test_acr_and_certified_accuracy_by_hand():
@@ -17,29 +19,6 @@ def test_acr_and_certified_accuracy_by_hand():
 
 def test_a_radius_of_zero_is_not_certified_at_zero():
     assert certified_accuracy([0.0, 0.1], [True, True], 0) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "expected_acr", "abstentions", "curve"),
-    [
-        ("cifar10_resnet110_noise_0.25_test_sigma_0.25", 0.4289, None, {}),
-        (
-            "cifar10_resnet110_noise_0.50_test_sigma_0.50",
-            0.5375,
-            83,
-            {0: 0.652, 0.25: 0.546, 0.5: 0.414, 0.75: 0.320, 1.0: 0.234, 1.5: 0.094},
-        ),
-        ("imagenet_resnet50_noise_0.50_test_sigma_0.50", 0.7325, None, {}),
-    ],
-)
-def test_published_logs_give_the_known_values(name, expected_acr, abstentions, curve):
-    path = LOGS / f"{name}.tsv"
-    if not path.exists():
-        pytest.skip("the published certification logs are not beside this checkout")
-    predict, radii, correct = np.loadtxt(path, skiprows=1, usecols=(2, 3, 4), unpack=True)
-    assert acr(radii, correct) == pytest.approx(expected_acr, abs=5e-5)
-    assert {r: certified_accuracy(radii, correct, r) for r in curve} == pytest.approx(curve, abs=1e-9)
-    assert abstentions is None or (predict == -1).sum() == abstentions
 
 
 def test_paired_difference_is_the_t_interval():
@@ -74,3 +53,27 @@ def test_impossible_certificates_are_refused(radii, correct, r):
 def test_impossible_pairs_are_refused(a, b, confidence):
     with pytest.raises(ValueError, match="must"):
         paired_difference(a, b, confidence)
+
+
+def test_the_envelope_takes_each_radius_from_the_sigma_that_is_best_there():
+    certificates = {
+        0.5: ([0.4, 0.9, 0.0, 1.1], [True, True, False, True]),
+        0.25: ([0.3, 0.5, 0.2, 0.6], [True, True, True, False]),
+    }
+    best = best_over_sigma(certificates, [0.0, 0.25, 0.35, 1.0, 2.0])
+    assert best == {0.0: (0.75, 0.25), 0.25: (0.75, 0.5), 0.35: (0.75, 0.5), 1.0: (0.25, 0.5), 2.0: (0.0, 0.25)}
+    with pytest.raises(ValueError, match="at least one sigma"):
+        best_over_sigma({}, [0.5])
+
+
+@pytest.mark.parametrize(("images", "alpha", "most"), [(1_000, 0.001, 5), (10_000, 0.001, 21), (1, 0.001, 0)])
+def test_the_number_of_false_certificates_is_bounded_for_the_whole_set(images, alpha, most):
+    assert most_false_certificates(images, alpha, 0.999) == most
+    for confidence in (0.5, 0.9, 0.99999):
+        assert most_false_certificates(images, alpha, confidence) == stats.binom.ppf(confidence, images, alpha)
+
+
+@pytest.mark.parametrize(("images", "alpha", "confidence"), [(0, 0.1, 0.9), (5, 0.0, 0.9), (5, 0.1, 1.0)])
+def test_impossible_sets_of_certificates_are_refused(images, alpha, confidence):
+    with pytest.raises(ValueError, match="must hold"):
+        most_false_certificates(images, alpha, confidence)
