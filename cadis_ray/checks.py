@@ -5,6 +5,7 @@ from typing import Any
 
 from cadis_ray import rules
 from cadis_ray.config import Configuration, Distribution, Section
+from cadis_ray.errors import UsageError
 from cadis_ray.explain import Finding, Schema, dotted, findings, section, with_value
 from cadis_ray.strict_yaml import KeyPath, Marks, Problem
 
@@ -15,11 +16,21 @@ def rule_findings(raw: Any, bad: set[KeyPath]) -> list[Finding]:
     """What the rules find among the values that are valid by themselves; ``bad``: the paths of the others."""
     values = dict(_known(Configuration, section(raw, "base"), ("base",), bad))
     of_base = list(rules.violations(values))
+    if values.get("certification.mode") == "estimate":
+        text = "got 'estimate', which is no certificate; need 'protocol' or 'sequential'"
+        of_base.append(Finding(("certification", "mode"), text))
     return [
         *(Finding(("base", *path), text, at_key) for path, text, at_key in of_base),
         *_space_findings(raw, values),
         *_baseline_findings(raw, values, of_base),
     ]
+
+
+def check_configuration(configuration: Configuration) -> None:
+    """Raises UsageError with a line for every rule that a configuration breaks."""
+    values = dict(_known(Configuration, configuration.model_dump(), ("base",), set()))
+    if problems := [f"{dotted(finding.path)}: {finding.text}" for finding in rules.violations(values)]:
+        raise UsageError("\n".join(problems))
 
 
 def place(finding: Finding, marks: Marks) -> Problem:

@@ -46,10 +46,13 @@ class TrialResult:
 class Certificates:
     """The certificates of one model on the test images, one row an image; arrays share one length.
 
-    ``predict`` is -1 where the procedure abstains (radius 0, never correct). ``radius`` is l2, unrounded.
+    ``mode``: how many samples an image got, ``protocol`` n, ``sequential`` at most n. ``predict`` is -1 where the
+    procedure abstains (radius 0, never correct). ``radius`` is l2, unrounded. ``selection`` and ``estimation``
+    (N, K + 1): the votes all of it follows from, the last column being votes for no class.
     """
 
     name: str
+    mode: str
     sigma: float
     n0: int
     n: int
@@ -60,6 +63,9 @@ class Certificates:
     radius: np.ndarray
     correct: np.ndarray
     seconds: np.ndarray
+    selection: np.ndarray
+    estimation: np.ndarray
+    p_a_lower: np.ndarray
 
 
 @dataclass(frozen=True)

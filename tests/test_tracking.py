@@ -93,7 +93,8 @@ def outcome(run_dir: Path, ledger: Ledger) -> StudyResult:
         radii = np.array([radius, radius, 0.75, 0.0])
         predict = np.array([1, 1, 1, -1])
         certificates[name] = Certificates(
-            name, 0.25, 100, 1000, 0.001, np.arange(4), ones, predict, radii, predict == 1, ones * 0.5
+            name, "protocol", 0.25, 100, 1000, 0.001, np.arange(4), ones, predict, radii, predict == 1, ones * 0.5,
+            np.zeros((4, 11), int), np.zeros((4, 11), int), ones * 0.5,
         )  # fmt: skip
     return StudyResult("tiny", run_dir, (0.0, 0.25, 0.5), (WEIGHT,), trials, "trial-0000", certificates)
 

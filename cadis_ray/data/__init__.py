@@ -1,5 +1,6 @@
 """Images in [0, 1] with integer labels, in named, seeded splits."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,17 @@ class Split:
         if count > len(self.ids):
             raise ValueError(f"{count} images asked for, the split has {len(self.ids)}")
         return Split(self.images[:count], self.labels[:count], self.ids[:count])
+
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W), float32 in [0, 1], of rows (B,)."""
+        return self.images[rows]
+
+    def digest(self) -> str:
+        """SHA-256 of ids, labels and images."""
+        found = hashlib.sha256()
+        for part in (self.ids, self.labels, self.images):
+            found.update(part.numpy().tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

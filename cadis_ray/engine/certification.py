@@ -1,159 +1,134 @@
-"""The final certificate: Ray Data actors count votes on test images under noise that the search never saw."""
+"""Certificates, and estimates by their side: Ray Data actors count votes on test images."""
 
-import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from cadis_ray.config import Configuration, Study
+from cadis_ray.certification import Request, Sources, Votes, certified_images, sources_of, votes_of
+from cadis_ray.config import Configuration, Resources
 from cadis_ray.console import Progress
-from cadis_ray.data import Split, load
 from cadis_ray.engine.actors import on_actors
-from cadis_ray.finetuning.checkpoint import load_finetuned
-from cadis_ray.models.checkpoints import state_hash
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.denoisers import load_denoiser
-from cadis_ray.results import Certificates
-from cadis_ray.smoothing.bounds import certify
+from cadis_ray.engine.counting import Count, Item
+from cadis_ray.errors import IntegrityError
+from cadis_ray.results import Certificates, Estimate
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
+from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
-from cadis_ray.smoothing.sampling import sample_votes
+from cadis_ray.summary import estimate_from
 
 IMAGES_PER_ITEM = 8
 BLOCK = 500
-BATCH = 256
-STREAMS = (Stream.SELECTION, Stream.ESTIMATION)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A classifier to certify: its configuration and its checkpoint's folder (None: off the shelf)."""
-
-    configuration: Configuration
-    checkpoint: Path | None
-
-
-class Count:
-    """One actor: votes of several classifiers for a block of samples of a few images, denoised once for all."""
-
-    def __init__(self, study: Study, models: Mapping[str, Model], device: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        base = study.base
-        data = load(base.data)
-        self.seed, self.num_classes = study.seed, data.num_classes
-        self.images = data.test.first(base.certification.images).images.to(device)
-        self.ids = data.test.first(base.certification.images).ids.to(device)
-        denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config).to(device)
-        self.denoise = partial(denoiser.denoise, sigma=base.sigma)
-        self.classifiers = {name: classifier.to(device) for name, classifier in load_models(study, models).items()}
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        rows = torch.as_tensor(item["rows"], device=self.ids.device)
-        votes = sample_votes(
-            self.images[rows],
-            self.ids[rows],
-            self.denoise,
-            [self.classifiers[name] for name in item["models"]],
-            num_classes=self.num_classes,
-            seed=self.seed,
-            stream=Stream(item["stream"]),
-            start=int(item["start"]),
-            size=int(item["size"]),
-            batch_size=BATCH,
-        )
-        return item | {"votes": votes.cpu().numpy(), "seconds": time.perf_counter() - started}
 
 
 def certify_models(
-    study: Study, models: Mapping[str, Model], store: CountsStore, progress: Progress
+    request: Request, store: CountsStore, progress: Progress, resources: Resources
 ) -> dict[str, Certificates]:
-    """CERTIFY of Cohen et al. 2019 for every model on the same test images under the same noise.
+    """Certificates of every model on the same test images under the same noise, in the request's mode.
 
-    Counts what ``store`` does not hold yet and commits every item as it arrives. A certificate's seconds are those of
-    this process's actors: what an earlier one counted is not in them.
+    A certificate's seconds are those of this process's actors: what an earlier one counted is not in them.
     """
-    settings = study.base.certification
-    test = load(study.base.data).test.first(settings.images)
-    sources = _sources(study, models, test)
-    wanted = {Stream.SELECTION: settings.n0, Stream.ESTIMATION: settings.n}
-    items = list(_items(sources, store.load(), test.ids.numpy(), wanted))
-    total = settings.images * (settings.n0 + settings.n)
-    progress.stage("certification", total, total - sum(len(item["rows"]) * item["size"] for item in items))
-    seconds = np.zeros(len(test.ids))
-    for item in on_actors(items, Count, {"study": study, "models": dict(models)}, study.resources):
-        rows, stream = np.asarray(item["rows"]), Stream(item["stream"])
-        index = np.array([(test.ids[row].item(), item["start"], item["size"]) for row in rows])
-        for name, votes in zip(item["models"], item["votes"], strict=True):
-            store.commit(sources[name, stream], Blocks(index, votes))
-        seconds[rows] += item["seconds"] / len(rows)
-        progress.advance(len(rows) * int(item["size"]))
-    blocks = store.load()
-    return {
-        name: _certificates(study, name, test, seconds, *(blocks[sources[name, stream]] for stream in STREAMS))
-        for name in models
-    }
+    base, (test, _) = request.base, certified_images(request.base)
+    settings, seconds = base.certification, np.zeros(len(test.ids))
+    conclude = MODES[settings.mode].conclude
+    assert conclude is not None, "an estimate is no certificate"
+    found = {}
+    for name, own in count_models(request, store, progress, resources, seconds).items():
+        predict, radius, p_a_lower = conclude(settings, base.sigma, own)
+        label = test.labels.numpy()
+        found[name] = Certificates(
+            name, settings.mode, base.sigma, settings.n0, settings.n, settings.alpha,
+            test.ids.numpy(), label, predict, radius, predict == label, seconds,
+            own[Stream.SELECTION], own[Stream.ESTIMATION], p_a_lower,
+        )  # fmt: skip
+    return found
 
 
-def load_models(study: Study, models: Mapping[str, Model]) -> dict[str, Classifier]:
-    """Every model with its adapters merged: what is certified is what is shipped."""
-    return {name: load_finetuned(model.configuration, model.checkpoint, study.seed) for name, model in models.items()}
+def estimate_models(
+    request: Request, store: CountsStore, progress: Progress, resources: Resources
+) -> dict[str, Estimate]:
+    """What certification would find, from few samples on every image: no certificate."""
+    labels = certified_images(request.base)[0].labels.numpy()
+    votes = count_models(request, store, progress, resources, np.zeros(len(labels)))
+    return {name: estimate_from(request.base, labels, own[Stream.SEARCH]) for name, own in votes.items()}
 
 
-def _sources(study: Study, models: Mapping[str, Model], test: Split) -> dict[tuple[str, Stream], Source]:
-    base = study.base
-    denoiser = state_hash(
-        load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config).state_dict()
-    )
-    data = hashlib.sha256(test.images.numpy().tobytes() + test.labels.numpy().tobytes()).hexdigest()
-    return {
-        (name, stream): Source(state_hash(classifier.state_dict()), denoiser, data, base.sigma, study.seed, int(stream))
-        for name, classifier in load_models(study, models).items()
-        for stream in STREAMS
-    }
+def count_models(
+    request: Request, store: CountsStore, progress: Progress, resources: Resources, seconds: np.ndarray
+) -> dict[str, Votes]:
+    """The votes of every model on the test images, as many as the request's mode wants.
+
+    Counts what ``store`` does not hold yet and commits every block as it arrives, adding what it took to each image's
+    ``seconds`` (N,). IntegrityError where an image ends incomplete.
+    """
+    base, (test, num_classes) = request.base, certified_images(request.base)
+    settings, labels, ids = base.certification, test.labels.numpy(), test.ids.numpy()
+    mode, sources = MODES[settings.mode], sources_of(request, test)
+
+    def state() -> tuple[dict[str, Votes], dict[str, np.ndarray]]:
+        """The votes there are, and which images (N,) have fewer than their mode wants."""
+        stored = store.load()
+        votes = {name: votes_of(base, stored, own, ids, num_classes + 1) for name, own in sources.items()}
+        lacking = {}
+        for name, own in votes.items():
+            wanted = mode.wanted(settings, base.sigma, labels, own)
+            lacking[name] = np.any([own[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
+        return votes, lacking
+
+    if settings.mode == "protocol":
+        items = list(_blocks(base, sources, store.load(), ids))
+    else:
+        items = list(_rounds(base, *state()))
+    total = settings.images * sum(mode.most(settings).values())
+    progress.stage("certification", total, total - sum(item["samples"] for item in items))
+    arguments = {"request": request, "batch_size": resources.batch_size}
+    for block in on_actors(items, Count, arguments, resources):
+        rows, stream = np.asarray(block["rows"]), Stream(block["stream"])
+        index = np.array([(ids[row], block["start"], block["size"]) for row in rows])
+        for name, votes, counted in zip(block["models"], block["votes"], block["counted"], strict=True):
+            if counted.any():
+                store.commit(sources[name][stream], Blocks(index[counted], votes[counted]))
+        seconds[rows] += block["seconds"] / len(rows)
+        progress.advance(int(block["samples"]))
+    votes, lacking = state()
+    for name, images in lacking.items():
+        if images.any():
+            raise IntegrityError(f"{name}: {images.sum()} of {len(ids)} images are incomplete, the first is "
+                                 f"{ids[images][0]}")  # fmt: skip
+    return votes
 
 
-def _items(
-    sources: Mapping[tuple[str, Stream], Source],
-    stored: Mapping[Source, Blocks],
-    ids: np.ndarray,
-    wanted: Mapping[Stream, int],
-) -> Iterator[dict[str, Any]]:
-    """Work items: a few images, one block of samples, the models that lack it."""
+def _blocks(
+    base: Configuration, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
+) -> Iterator[Item]:
+    """Where n is fixed, (images, block) is shared out: a few images, one block of samples, the models that lack it."""
     row_of = {image: row for row, image in enumerate(ids.tolist())}
+    most = MODES[base.certification.mode].most(base.certification)
     lacking: dict[tuple[Stream, int, int, int], list[str]] = defaultdict(list)
-    for (name, stream), source in sources.items():
-        for image, start, size in stored.get(source, NO_BLOCKS).missing(ids, wanted[stream], BLOCK).tolist():
-            lacking[stream, start, size, row_of[image]].append(name)
+    for name, by_stream in sources.items():
+        for stream, source in by_stream.items():
+            for image, start, size in stored.get(source, NO_BLOCKS).missing(ids, most[stream], BLOCK).tolist():
+                lacking[stream, start, size, row_of[image]].append(name)
     groups: dict[tuple[Stream, int, int, tuple[str, ...]], list[int]] = defaultdict(list)
     for (stream, start, size, row), names in lacking.items():
         groups[stream, start, size, tuple(names)].append(row)
     for (stream, start, size, names), rows in groups.items():
         for first in range(0, len(rows), IMAGES_PER_ITEM):
+            part = rows[first : first + IMAGES_PER_ITEM]
             yield {
-                "stream": int(stream), "start": start, "size": size,
-                "models": list(names), "rows": rows[first : first + IMAGES_PER_ITEM],
+                "stream": int(stream), "start": start, "size": size, "models": list(names), "rows": part,
+                "samples": len(part) * size,
             }  # fmt: skip
 
 
-def _certificates(
-    study: Study, name: str, test: Split, seconds: np.ndarray, selection: Blocks, estimation: Blocks
-) -> Certificates:
-    settings, ids, label = study.base.certification, test.ids.numpy(), test.labels.numpy()
-    predict, radius, _ = certify(
-        selection.totals(ids, settings.n0),
-        estimation.totals(ids, settings.n),
-        settings.alpha,
-        study.base.sigma,
-    )
-    return Certificates(
-        name, study.base.sigma, settings.n0, settings.n, settings.alpha,
-        ids, label, predict, radius, predict == label, seconds,
-    )  # fmt: skip
+def _rounds(base: Configuration, votes: Mapping[str, Votes], lacking: Mapping[str, np.ndarray]) -> Iterator[Item]:
+    """Where n depends on the votes, images are shared out: an actor goes on with one until it is done."""
+    most = MODES[base.certification.mode].most(base.certification)
+    undone = np.flatnonzero(np.any(list(lacking.values()), axis=0))
+    for first in range(0, len(undone), IMAGES_PER_ITEM):
+        rows = undone[first : first + IMAGES_PER_ITEM]
+        have = {stream.name: np.stack([own[stream][rows] for own in votes.values()]) for stream in most}
+        drawn = sum(int(table.sum(axis=2).max(axis=0).sum()) for table in have.values())
+        yield {
+            "models": list(votes), "rows": rows, "votes": have, "samples": len(rows) * sum(most.values()) - drawn,
+        }  # fmt: skip

@@ -1,6 +1,7 @@
 """The denoised pool: every image the trials train and count on, denoised once by Ray Data actors."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,19 @@ class Denoise:
             Stream.SEARCH: data.validation.first(configuration.validation.images),
         }
         model = configuration.denoiser
-        self.denoiser = load_denoiser(model.family, model.checkpoint, model.config).to(device)
-        self.sigma, self.seed, self.device = configuration.sigma, seed, device
+        denoiser = load_denoiser(model.family, model.checkpoint, model.config).to(device)
+        self.denoise = partial(denoiser.denoise, sigma=configuration.sigma, mode=model.noise)
+        self.seed, self.device = seed, device
 
     @torch.inference_mode()
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         split, parts = self.splits[Stream(item["stream"])], []
         for rows in torch.arange(len(split.ids)).split(BATCH):
             images = split.images[rows].to(self.device)
             samples = torch.full_like(rows, item["sample"])
             noise = gaussian(self.seed, Stream(item["stream"]), split.ids[rows], samples, images.shape[1:], self.device)
-            parts.append(self.denoiser.denoise(images, noise, self.sigma).half().cpu())
-        return item | {"denoised": torch.cat(parts).numpy()}
+            parts.append(self.denoise(images, noise).half().cpu())
+        yield item | {"denoised": torch.cat(parts).numpy()}
 
 
 def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:

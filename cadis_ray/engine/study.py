@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from cadis_ray.certification import Model, Request
 from cadis_ray.config import Study, configuration, fingerprint
 from cadis_ray.console import Progress
 from cadis_ray.data import load
-from cadis_ray.engine.certification import Model, certify_models
+from cadis_ray.engine.certification import certify_models
 from cadis_ray.engine.cluster import cluster
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
+from cadis_ray.evidence import write_evidence
 from cadis_ray.ledger import Ledger
 from cadis_ray.results import Certificates, StudyResult
 from cadis_ray.smoothing.counts import CountsStore
@@ -50,7 +52,10 @@ def _certify(
         for row in sorted(ledger.trials(), key=lambda row: row.name != result.winner)
         if row.name == result.winner or (row.baseline and row.state == "complete")
     }
-    return certify_models(study, models, CountsStore(run_dir / "counts"), progress)
+    request = Request(study.base, models, study.seed)
+    certificates = certify_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
+    write_evidence(run_dir, request, certificates, "cuda" if study.resources.gpus_per_actor else "cpu")
+    return certificates
 
 
 def _session(run_dir: Path) -> str:

@@ -46,14 +46,16 @@ def certificates_tsv(certificates: Certificates) -> str:
 
 
 def write_certificates(run_dir: Path, certificates: dict[str, Certificates], winner: str | None) -> None:
-    """Write ``run_dir/certificates/NAME.tsv`` for every model and the winner's also as ``certificates.tsv``.
-
-    Characters of a name that a path would act on are percent-encoded.
-    """
+    """Write every model's certificates, and the winner's also as ``certificates.tsv``."""
     for name, rows in certificates.items():
-        write_whole(run_dir / "certificates" / f"{quote(name, safe='')}.tsv", certificates_tsv(rows))
+        write_whole(certificates_file(run_dir, name), certificates_tsv(rows))
         if name == winner:
             write_whole(run_dir / "certificates.tsv", certificates_tsv(rows))
+
+
+def certificates_file(run_dir: Path, name: str) -> Path:
+    """``run_dir/certificates/NAME.tsv``; characters of a name that a path would act on are percent-encoded."""
+    return run_dir / "certificates" / f"{quote(name, safe='')}.tsv"
 
 
 def clock(seconds: float) -> str:

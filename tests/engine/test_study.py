@@ -16,9 +16,8 @@ from tests_engine import Cluster, small_study, write_study  # pyright: ignore[re
 
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
-from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
 from cadis_ray.ledger import Ledger
-from cadis_ray.models.checkpoints import state_hash
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import CountsStore
@@ -111,7 +110,7 @@ def test_certificates_follow_from_sampling_one_image_at_a_time(finished: Run) ->
     with Ledger(finished.folder / "ledger.sqlite") as ledger:
         row = next(row for row in ledger.trials() if row.name == name)
     assert row.checkpoint
-    classifier = load_finetuned(configuration(study, row.parameters), Path(row.checkpoint), study.seed)
+    classifier = load_finetuned(configuration(study, row.parameters), Path(row.checkpoint))
     base, settings = study.base, study.base.certification
     denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config)
     test = load(base.data).test.first(settings.images)
@@ -136,9 +135,8 @@ def test_the_checkpoint_counted_is_the_one_that_is_kept(finished: Run) -> None:
     with Ledger(finished.folder / "ledger.sqlite") as ledger:
         row = next(row for row in ledger.trials() if row.name == name)
     assert row.checkpoint
-    kept = load_finetuned(configuration(study, row.parameters), Path(row.checkpoint), study.seed)
     counted = {source.checkpoint for source in evidence(finished.folder)[1]}
-    assert state_hash(kept.state_dict()) in counted
+    assert model_identity(configuration(study, row.parameters), Path(row.checkpoint)) in counted
 
 
 def test_asked_again_it_says_that_it_is_done(finished: Run, cluster: Cluster) -> None:

@@ -25,7 +25,11 @@ class Cluster:
 
     def tune(self, *arguments: object) -> subprocess.Popen[str]:
         """``python -m cadis_ray.tune ARGUMENTS`` on this cluster, its output kept."""
-        command = [sys.executable, "-m", "cadis_ray.tune", *map(str, arguments), "--address", self.address]
+        return self.command("cadis_ray.tune", *arguments)
+
+    def command(self, module: str, *arguments: object) -> subprocess.Popen[str]:
+        """``python -m MODULE ARGUMENTS`` on this cluster, its output kept."""
+        command = [sys.executable, "-m", module, *map(str, arguments), "--address", self.address]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=self.environment)
 

@@ -18,8 +18,8 @@ def estimate(acr: float) -> Estimate:
 def certificates(name: str, radius: list[float], correct: list[int], predict: list[int]) -> Certificates:
     n = len(radius)
     return Certificates(
-        name, 0.25, 100, 10_000, 0.001, np.arange(n) * 7, np.full(n, 3), np.array(predict), np.array(radius),
-        np.array(correct), np.full(n, 3725.0625),
+        name, "protocol", 0.25, 100, 10_000, 0.001, np.arange(n) * 7, np.full(n, 3), np.array(predict),
+        np.array(radius), np.array(correct), np.full(n, 3725.0625), np.zeros((n, 11), int), np.zeros((n, 11), int), np.full(n, 0.5),
     )  # fmt: skip
 
 

@@ -1,0 +1,101 @@
+"""What is certified: models on the same images under the same noise; and where that stands in a folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cadis_ray.config import Configuration, identity
+from cadis_ray.data import Split, load
+from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.finetuning.checkpoint import model_identity
+from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
+from cadis_ray.smoothing.modes import MODES
+from cadis_ray.smoothing.noise import Stream
+
+FOLDER, REQUEST = "certificates", "request.json"
+Sources = Mapping[Stream, Source]  # of one model
+Votes = dict[Stream, np.ndarray]  # (N, K + 1) each, of one model
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier: its configuration and its checkpoint's folder (None: off the shelf)."""
+
+    configuration: Configuration
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """``base``: data, sigma, denoiser and certification; ``models`` by name; ``seed`` of the noise."""
+
+    base: Configuration
+    models: Mapping[str, Model]
+    seed: int
+
+    def to_json(self) -> str:
+        """The request as text, equal for equal requests."""
+        models = {
+            name: {
+                "configuration": model.configuration.model_dump(mode="json"),
+                "checkpoint": None if model.checkpoint is None else str(model.checkpoint),
+            }
+            for name, model in self.models.items()
+        }
+        held: dict[str, Any] = {"base": self.base.model_dump(mode="json"), "seed": self.seed, "models": models}
+        return json.dumps(held, indent=2) + "\n"
+
+
+def read_request(folder: Path) -> Request:
+    """The request of a folder that ``certify`` or a study wrote. UsageError where there is none."""
+    path = folder / FOLDER / REQUEST
+    try:
+        held = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{folder}: holds no certificates: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged: {error}") from error
+    try:
+        models = {
+            name: Model(
+                Configuration.model_validate_json(json.dumps(model["configuration"])),
+                None if model["checkpoint"] is None else Path(model["checkpoint"]),
+            )
+            for name, model in held["models"].items()
+        }
+        base = Configuration.model_validate_json(json.dumps(held["base"]))
+        return Request(base, models, int(held["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path}: changed since it was written: {error}") from error
+
+
+def certified_images(base: Configuration) -> tuple[Split, int]:
+    """The test images to certify, and the number of classes."""
+    data = load(base.data)
+    return data.test.first(base.certification.images), data.num_classes
+
+
+def sources_of(request: Request, test: Split) -> dict[str, Sources]:
+    """The key under which each model's votes on each stream of the mode are stored."""
+    base = request.base
+    denoiser, data = identity(base.denoiser.model_dump(mode="json")), test.digest()
+    hashes = {name: model_identity(model.configuration, model.checkpoint) for name, model in request.models.items()}
+    streams = MODES[base.certification.mode].most(base.certification)
+    return {
+        name: {stream: Source(own, denoiser, data, base.sigma, request.seed, int(stream)) for stream in streams}
+        for name, own in hashes.items()
+    }
+
+
+def votes_of(
+    base: Configuration, stored: Mapping[Source, Blocks], sources: Sources, ids: np.ndarray, columns: int
+) -> Votes:
+    """The stored votes (N, K + 1) of each stream that count: from the first sample on, at most what the mode allows."""
+    most = MODES[base.certification.mode].most(base.certification)
+    return {
+        stream: stored.get(source, NO_BLOCKS).prefix(ids, most[stream], columns) for stream, source in sources.items()
+    }

@@ -1,0 +1,109 @@
+"""Counting votes in a Ray Data actor."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from cadis_ray.certification import Request, certified_images
+from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.models.classifiers import Classifier
+from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.smoothing.modes import MODES
+from cadis_ray.smoothing.noise import Stream
+from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
+
+Item = dict[str, Any]
+
+
+class Count:
+    """One actor: votes of several classifiers on a few test images, denoised once for all of them.
+
+    An item has ``rows`` (of the test images) and ``models`` (names), and either one block, ``stream``, ``start`` and
+    ``size``, or the votes so far by stream, ``votes`` (F, R, K + 1), of images to count until the mode says that they
+    are done; ``samples`` is how many there are at most. Answers are blocks with ``votes`` (F, R, K + 1), ``counted``
+    (F, R), which of them the classifier counted, and ``samples``, how many less there are to do.
+    """
+
+    def __init__(self, request: Request, batch_size: int | None, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        base = request.base
+        self.base, self.seed, self.device = base, request.seed, device
+        self.test, self.num_classes = certified_images(base)
+        denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config).to(device)
+        self.denoise = partial(denoiser.denoise, sigma=base.sigma, mode=base.denoiser.noise)
+        self.classifiers: dict[str, Classifier] = {
+            name: load_finetuned(model.configuration, model.checkpoint).to(device)
+            for name, model in request.models.items()
+        }
+        self.batch_size = batch_size or fastest_batch(
+            self.test.read(torch.zeros(1, dtype=torch.int64)).to(device), self.denoise, list(self.classifiers.values())
+        )
+
+    def __call__(self, item: Item) -> Iterator[Item]:
+        rows, models = np.asarray(item["rows"]), list(item["models"])
+        images = self.test.read(torch.as_tensor(rows)).to(self.device)
+        if "start" in item:
+            everything = np.ones((len(models), len(rows)), bool)
+            block = Stream(item["stream"]), int(item["start"]), int(item["size"]), everything
+            yield self._count(images, rows, models, *block) | {"samples": item["samples"]}
+            return
+        votes = {Stream[name]: np.array(table) for name, table in item["votes"].items()}
+        left, block = int(item["samples"]), self._next(rows, votes)
+        while block:
+            stream, *_, counted = block
+            kept = counted.any(axis=0)
+            answer = self._count(images[torch.as_tensor(kept)], rows[kept], models, *block[:3], counted[:, kept])
+            votes[stream][:, kept] += answer["votes"]
+            block = self._next(rows, votes)
+            done = left if block is None else answer["size"] * int(kept.sum())
+            left -= done
+            yield answer | {"samples": done}
+
+    def _next(self, rows: np.ndarray, votes: dict[Stream, np.ndarray]) -> tuple[Stream, int, int, np.ndarray] | None:
+        """The block most behind: stream, start, size, and which classifier (F) wants it of which image (R)."""
+        settings, labels = self.base.certification, self.test.labels[torch.as_tensor(rows)].numpy()
+        mode, models = MODES[settings.mode], range(len(next(iter(votes.values()))))
+        wanted = [
+            mode.wanted(settings, self.base.sigma, labels, {stream: table[f] for stream, table in votes.items()})
+            for f in models
+        ]
+        for stream, table in votes.items():
+            have, want = table.sum(axis=2), np.stack([one[stream] for one in wanted])
+            if (lacking := have < want).any():
+                start = int(have[lacking].min())
+                behind = lacking & (have == start)
+                return stream, start, int(want[behind].min()) - start, behind
+        return None
+
+    def _count(
+        self,
+        images: torch.Tensor,
+        rows: np.ndarray,
+        models: list[str],
+        stream: Stream,
+        start: int,
+        size: int,
+        counted: np.ndarray,
+    ) -> Item:
+        started = time.perf_counter()
+        votes = sample_votes(
+            images,
+            self.test.ids[torch.as_tensor(rows)],
+            self.denoise,
+            [self.classifiers[name] for name in models],
+            num_classes=self.num_classes,
+            seed=self.seed,
+            stream=stream,
+            start=start,
+            size=size,
+            batch_size=self.batch_size,
+            wanted=torch.as_tensor(counted, device=images.device),
+        )
+        return {
+            "rows": rows, "models": models, "stream": int(stream), "start": start, "size": size,
+            "votes": votes.cpu().numpy(), "counted": counted, "seconds": time.perf_counter() - started,
+        }  # fmt: skip

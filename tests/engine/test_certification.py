@@ -1,0 +1,243 @@
+"""Votes do not depend on who counts them, nor on how often the counting is disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
+
+from cadis_ray.certification import Model, Request, certified_images, sources_of
+from cadis_ray.config import Resources, changed, load_study
+from cadis_ray.console import Progress
+from cadis_ray.engine import certification
+from cadis_ray.engine.certification import certify_models, count_models, estimate_models
+from cadis_ray.errors import IntegrityError
+from cadis_ray.evidence import recompute, verify, write_evidence
+from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.report.files import write_certificates
+from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.smoothing.noise import Stream, gaussian
+
+DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
+SMALL = {"images": 5, "n0": 20, "n": 130, "radii": [0.25, 0.5]}
+RESOURCES = Resources(batch_size=64)
+
+
+def request(*names: str, **settings: Any) -> Request:
+    """Off-the-shelf classifiers of the digits study; ``name`` "half" or "own" says how one normalises."""
+    changes = {f"certification.{key}": value for key, value in (SMALL | settings).items()}
+    base = changed(load_study(DIGITS).base, changes | {"finetuning.recipe": "none"})
+    models = {name: Model(changed(base, {"classifier.normalise": name.split("-")[0]}), None) for name in names}
+    return Request(base, models, seed=3)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One actor in this process, which takes the items in a random order, some of them twice."""
+
+    def local(items: list, actor: type, arguments: dict, resources: Resources) -> Iterator[dict]:
+        if items:
+            items = random.Random(0).sample(items * 2, k=2 * len(items) - 1)
+            working = actor(**arguments, device="cpu", threads=1)
+            for item in items:
+                yield from working(item)
+
+    monkeypatch.setattr(certification, "on_actors", local)
+
+
+def votes(tmp_path: Path, asked: Request, resources: Resources = RESOURCES) -> dict[str, dict[Stream, np.ndarray]]:
+    with Progress() as progress:
+        return count_models(asked, CountsStore(tmp_path), progress, resources, np.zeros(SMALL["images"]))
+
+
+def same(a: dict[Stream, np.ndarray], b: dict[Stream, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[stream], b[stream]) for stream in a)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_votes_are_those_of_noise_of_sigma_on_one_image_after_another(tmp_path: Path) -> None:
+    asked = request("half")
+    found = votes(tmp_path, asked)["half"]
+    base, (test, _) = asked.base, certified_images(asked.base)
+    denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config)
+    classifier = load_finetuned(asked.models["half"].configuration, None)
+    for stream, n in ((Stream.SELECTION, 20), (Stream.ESTIMATION, 130)):
+        for row, (image, number) in enumerate(zip(test.images, test.ids, strict=True)):
+            noise = gaussian(3, stream, number.repeat(n), torch.arange(n), image.shape)
+            with torch.inference_mode():
+                answers = classifier(denoiser.denoise(image.expand(n, -1, -1, -1), noise, sigma=0.5)).argmax(1)
+            assert found[stream][row].tolist() == [*torch.bincount(answers, minlength=10).tolist(), 0]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("mode", ["protocol", "sequential", "estimate"])
+def test_batches_blocks_and_company_change_no_vote(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = votes(tmp_path / "alone", request("half", mode=mode))["half"]
+    for size in (1, 7):
+        few = votes(tmp_path / str(size), request("half", mode=mode), Resources(batch_size=size))["half"]
+        assert same(few, alone)
+    monkeypatch.setattr(certification, "BLOCK", 33)
+    monkeypatch.setattr(certification, "IMAGES_PER_ITEM", 2)
+    three = votes(tmp_path / "three", request("own", "half", "half-again", mode=mode))
+    assert same(three["half"], alone)
+    assert same(three["half-again"], alone)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_sequential_stops_early_and_only_where_the_radii_are_settled(tmp_path: Path) -> None:
+    asked = request("half", mode="sequential", n=3000, radii=[0.25])
+    with Progress() as progress:
+        found = certify_models(asked, CountsStore(tmp_path), progress, RESOURCES)["half"]
+        whole = certify_models(request("half", n=3000), CountsStore(tmp_path / "whole"), progress, RESOURCES)["half"]
+    samples = found.estimation.sum(axis=1)
+    assert (samples <= 3000).all()
+    assert samples.mean() < 1500
+    assert ((found.radius >= 0.25) == (whole.radius >= 0.25)).all()
+    assert (found.estimation <= whole.estimation).all()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_more_samples_are_added_to_those_there_are(tmp_path: Path) -> None:
+    first = votes(tmp_path, request("half"))["half"]
+    files = set(tmp_path.glob("*.counts"))
+    more = votes(tmp_path, request("half", n=200))["half"]
+    assert files < set(tmp_path.glob("*.counts"))
+    assert (more[Stream.ESTIMATION] >= first[Stream.ESTIMATION]).all()
+    assert same(more, votes(tmp_path / "fresh", request("half", n=200))["half"])
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_estimate_is_near_the_certificates_and_says_its_samples(tmp_path: Path) -> None:
+    with Progress() as progress:
+        found = estimate_models(request("half", mode="estimate"), CountsStore(tmp_path), progress, RESOURCES)["half"]
+    assert 32 <= found.samples <= 512
+    assert found.images == SMALL["images"]
+    assert 0 < found.acr < 0.8
+
+
+@pytest.fixture
+def written(tmp_path: Path, in_process: None) -> Path:
+    asked = request("half", "own")
+    with Progress() as progress:
+        certificates = certify_models(asked, CountsStore(tmp_path / "counts"), progress, RESOURCES)
+    write_evidence(tmp_path, asked, certificates, "cpu")
+    write_certificates(tmp_path, certificates, None)
+    return tmp_path
+
+
+def test_what_was_written_is_verified_and_counted_again(written: Path) -> None:
+    assert verify(written) == []
+    assert recompute(written, 1.0, "cpu", np.random.default_rng(0)) == (2 * 5 * 2, [])
+
+
+def _edit(path: Path, change: Any) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(change(lines)))
+
+
+def _radius(lines: list[str]) -> list[str]:
+    record = json.loads(lines[1])
+    return [lines[0], json.dumps(record | {"radius": record["radius"] + 1e-9}) + "\n", *lines[2:]]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("half.jsonl", _radius, "radius is"),
+        ("half.jsonl", lambda lines: lines[:-1], "not one for each"),
+        ("half.jsonl", lambda lines: [*lines, lines[0]], "not one for each"),
+        ("own.tsv", lambda lines: [lines[0], *reversed(lines[1:])], "own.tsv does not say"),
+    ],
+)
+def test_an_edited_record_is_found(written: Path, file: str, change: Any, expected: str) -> None:
+    _edit(written / "certificates" / file, change)
+    (problem,) = verify(written)
+    assert expected in problem
+
+
+def test_a_lost_block_is_found_and_a_flipped_vote_refused(written: Path) -> None:
+    lost, flipped, *_ = sorted((written / "counts").glob("*.counts"))
+    content = bytearray(flipped.read_bytes())
+    lost.unlink()
+    assert any("votes are missing" in problem for problem in verify(written))
+    content[-1] ^= 1
+    flipped.write_bytes(content)
+    with pytest.raises(IntegrityError, match="damaged"):
+        verify(written)
+
+
+def test_other_weights_or_data_have_other_keys(tmp_path: Path) -> None:
+    def key(asked: Request) -> Any:
+        (own,) = sources_of(asked, certified_images(asked.base)[0]).values()
+        return own[Stream.ESTIMATION]
+
+    asked = request("half")
+    original = key(asked)
+    study = load_study(DIGITS)
+    other = tmp_path / "denoiser.safetensors"
+    content = (REPOSITORY / "cadis_ray/models/embedded/digits_denoiser.safetensors").read_bytes()
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    config = study.base.denoiser.config
+    base = changed(asked.base, {"denoiser.checkpoint": str(other), "denoiser.config": config})
+    assert key(Request(base, asked.models, 3)).denoiser != original.denoiser
+    assert key(request("own")).checkpoint != original.checkpoint
+    assert key(request("half", images=6)).data != original.data
+
+
+def certify(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
+    return cluster.command("cadis_ray.certify", *arguments)
+
+
+def counted(folder: Path) -> Any:
+    """The votes of each stream, all blocks of an image added up."""
+    found = {}
+    for source, blocks in CountsStore(folder / "counts").load().items():
+        images = np.unique(blocks.index[:, 0])
+        rows = [blocks.votes[blocks.index[:, 0] == image].sum(axis=0).tolist() for image in images]
+        found[source] = (images.tolist(), rows)
+    return found
+
+
+def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> None:
+    """One actor undisturbed; four, one of which is killed; two, whose driver is killed, resumed."""
+    arguments = [DIGITS, "--images", 12, "--n0", 50, "--n", 2000, "--batch-size", 128]
+
+    def start(name: str, *more: object) -> subprocess.Popen[str]:
+        return certify(cluster, *arguments, "--out", tmp_path / name, *more)
+
+    def until_counted(driver: subprocess.Popen[str], name: str) -> None:
+        while not list((tmp_path / name / "counts").glob("*.counts")):
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.02)
+
+    def ended(driver: subprocess.Popen[str]) -> None:
+        output, _ = driver.communicate(timeout=240)
+        assert driver.returncode == 0, output
+
+    ended(start("one", "--actors", 1))
+    driver = start("four", "--actors", 4)
+    until_counted(driver, "four")
+    actors = subprocess.run(
+        ["pgrep", "-f", "ray::MapWorker"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(actors[0]), signal.SIGKILL)
+    ended(driver)
+    driver = start("two", "--actors", 2)
+    until_counted(driver, "two")
+    driver.kill()
+    driver.communicate()
+    ended(start("two", "--actors", 2, "--resume"))
+    assert counted(tmp_path / "one") == counted(tmp_path / "four") == counted(tmp_path / "two")
+    tables = {(tmp_path / name / "certificates" / "digits.jsonl").read_text() for name in ("one", "four", "two")}
+    assert len(tables) == 1
+    assert verify(tmp_path / "two") == []
