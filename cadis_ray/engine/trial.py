@@ -154,7 +154,9 @@ def _train_worker() -> "Worker":
     def add(counts: torch.Tensor) -> None:
         torch.distributed.all_reduce(counts)
 
-    return Worker(rank, world, device, ray.train.torch.prepare_model, add)
+    # Passes after the first of a step go through the bare module, so buffers must not be what they wait for.
+    wrap = partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    return Worker(rank, world, device, wrap, add)
 
 
 def _report_from_worker(report: dict[str, Any], checkpoint: ray.train.Checkpoint | None, name: str) -> None:

@@ -4,7 +4,8 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; the winner i
 """
 
 import io
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.special import betaincinv
 
-from cadis_ray.report.table import contribution, short_names
+from cadis_ray.report.table import one_line, short_names
 from cadis_ray.results import StudyResult, TrialResult
 
 WINNER = "#0072B2"
@@ -37,34 +38,65 @@ STYLE: dict[Any, Any] = {
 def svg(figure: Figure) -> str:
     """The figure as an SVG document; no date, no random ids: equal figures give equal bytes."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # only measured with this font, drawn by the reader's
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue()
 
 
 def certified_accuracy(result: StudyResult) -> Figure:
-    """Share of test images predicted correctly with a certified radius of at least r, against r.
+    """``certified_curves`` of a study: the winner's is thick."""
+    curves = {name: (c.radius, c.correct.astype(bool)) for name, c in result.certificates.items()}
+    return certified_curves(curves, result.radii, result.winner, _colours(result))
 
-    The bands are pointwise two-sided 95% Clopper-Pearson intervals for images drawn like these.
+
+def certified_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    radii: Iterable[float],
+    winner: str | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Share of images predicted correctly with a certified radius of at least r, against r; ``radii`` are marked.
+
+    ``curves``: name -> (radius, correct), both (N,). The bands are pointwise two-sided 95% Clopper-Pearson intervals
+    for images drawn like these.
     """
+    colours = colours or colours_of(curves, winner)
     with _axes(6.4, 3.8) as (figure, axes):
         longest = 0.0
-        colours = _colours(result)
-        for name, c in result.certificates.items():
-            colour, width = colours[name], 2.6 if name == result.winner else 1.6
-            sure = np.sort(contribution(c)[c.correct.astype(bool)])
+        for place, (name, (radius, correct)) in enumerate(curves.items()):
+            colour, look = colours[name], _look(name, winner, place)
+            sure = np.sort(radius[correct])
             # Just above the j-th smallest radius, len - j - 1 radii are still larger.
             steps = np.concatenate([[0.0], sure])
             above = len(sure) - np.searchsorted(sure, steps, side="right")
-            axes.step(steps, 100 * above / len(c.idx), where="post", color=colour, lw=width, label=name)
-            low, high = _clopper_pearson(above, len(c.idx))
+            axes.step(steps, 100 * above / len(radius), where="post", color=colour, **look)
+            low, high = _clopper_pearson(above, len(radius))
             axes.fill_between(steps, 100 * low, 100 * high, step="post", color=colour, alpha=0.12, lw=0)
             longest = max(longest, float(steps[-1]))
-        for r in result.radii:
+        for r in radii:
             axes.axvline(r, color=GREY, lw=0.6, ls=":")
         axes.set(xlim=(0, 1.03 * longest or 1), ylim=(0, 100), title="Certified accuracy on test images")
         axes.set(xlabel="l2 radius r, pixels in [0, 1]", ylabel="certified at r, %")
+        _legend(axes)
+    return figure
+
+
+def confidences(bounds: Mapping[str, np.ndarray], winner: str | None = None) -> Figure:
+    """Share of images whose lower bound of p_A, the top class's probability under noise, is at most p, against p.
+
+    ``bounds``: name -> (N,) in [1/2, 1], 1/2 for an abstention. The top class may be wrong.
+    """
+    colours = colours_of(bounds, winner)
+    with _axes(6.4, 3.8) as (figure, axes):
+        for place, (name, values) in enumerate(bounds.items()):
+            steps = np.sort(values)
+            share = 100 * np.searchsorted(steps, steps, side="right") / len(steps)
+            look = _look(name, winner, place)
+            axes.step([0.5, *steps, 1], [0, *share, 100], where="post", color=colours[name], **look)
+        axes.set(xlim=(0.5, 1), ylim=(0, 100), title="Confidence under noise")
+        axes.set(xlabel="lower bound of p_A", ylabel="images at most that sure, %")
         _legend(axes)
     return figure
 
@@ -147,9 +179,19 @@ def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 def _colours(result: StudyResult) -> dict[str, str]:
     """A model's colour, the same in every figure."""
-    names = dict.fromkeys([trial.name for trial in result.trials if trial.baseline] + list(result.certificates))
-    names.pop(result.winner or "", None)
-    return dict(zip(names, cycle(OTHERS), strict=False)) | {result.winner or "": WINNER}
+    return colours_of([*(t.name for t in result.trials if t.baseline), *result.certificates], result.winner)
+
+
+def colours_of(names: Iterable[str], winner: str | None) -> dict[str, str]:
+    """A colour a name, in their order; the winner has its own."""
+    others = dict.fromkeys(name for name in names if name != winner)
+    return dict(zip(others, cycle(OTHERS), strict=False)) | {winner or "": WINNER}
+
+
+def _look(name: str, winner: str | None, place: int) -> dict[str, Any]:
+    """Of a curve but for its colour: from the sixth on it is dashed, since colours come again."""
+    style = ("-", "--", ":", "-.")[place // len(OTHERS) % 4]
+    return {"lw": 2.6 if name == winner else 1.6, "ls": style, "label": one_line(name)}
 
 
 def _legend(axes: Axes) -> None:

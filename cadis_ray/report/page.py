@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -149,6 +150,11 @@ def _html(result: StudyResult, sections: list[Section], drawn: dict[str, str]) -
             parts += [f'<p class="notes">{html.escape(note)}</p>' for note in section.table.notes]
         for name in section.figures:
             parts.append(f'<figure aria-label="{name.replace("_", " ")}">{_inline(drawn[name])}</figure>')
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page of HTML ``parts`` that fetches nothing; ``title`` is escaped already."""
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -125,7 +125,7 @@ def trials_table(result: StudyResult) -> Table:
     for trial in ranked(result):
         e = trial.estimate
         name = trial.name + (" (b)" if trial.baseline else "") + (" *" if trial.name == result.winner else "")
-        parameters = [_value(trial.parameters.get(path)) for path in result.searched]
+        parameters = [shown(trial.parameters.get(path)) for path in result.searched]
         measured = [f"{e.acr:.3f}", f"{e.se:.3f}", _share(e.clean)] if e else [ABSENT] * 3
         shares = [_share(e.certified_accuracy.get(r)) if e else ABSENT for r in result.radii]
         rows.append(tuple(one_line(cell) for cell in (name, *parameters, *measured, *shares, trial.state)))
@@ -228,7 +228,8 @@ def markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]|#!~$" else c for c in escaped)
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A parameter's value as a cell has it."""
     if value is None:
         return ABSENT
     return f"{value:.3g}" if isinstance(value, float) else str(value)

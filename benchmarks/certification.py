@@ -1,0 +1,228 @@
+"""Samples per second of certification, against a plain one-image-at-a-time CERTIFY loop on the same weights.
+
+    python benchmarks/certification.py [--device cpu] [--model digits] [--samples 20000] [--workers 2]
+
+Prints JSON lines. The plain loop is that of Cohen et al.'s programs: one image, batches of 400, ``torch.randn``, the
+batch's classes counted on the CPU; it runs with torch's default threads and with one, on the CPU. ``sampling`` is our
+loop in this process. For digits ``engine`` is the whole of it, Ray Data actors of one thread each; its rate is that
+between the first block that arrives and the last, so without the start of Ray, whose seconds stand beside it. Other
+models have random weights of the released sizes: speed does not depend on them.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cadis_ray.certification import Model, Request
+from cadis_ray.config import Resources, changed, load_study
+from cadis_ray.console import Progress
+from cadis_ray.engine import certification
+from cadis_ray.engine.certification import count_models
+from cadis_ray.engine.cluster import cluster
+from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.denoisers import Denoiser, load_denoiser
+from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.smoothing.noise import Stream
+from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
+
+DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+PLAIN_BATCH = 400
+# (family, side of the images, classes, classifier, sigma): sizes of the papers' models.
+RELEASED = {
+    "cifar10": ("improved_diffusion", 32, 10, "vit_base_patch16_224", 0.5),
+    "imagenet": ("guided_diffusion", 224, 1000, "vit_base_patch16_384", 0.5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=["digits", *RELEASED], default="digits")
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    device, samples = torch.device(arguments.device), arguments.samples
+    images, denoiser, classifier, sigma = models(arguments.model, device)
+    default = torch.get_num_threads()
+    best = 0.0
+    for threads in (default, 1) if device.type == "cpu" else (default,):
+        torch.set_num_threads(threads)
+        rate = plain(images[0], denoiser, classifier, sigma, samples)
+        best = max(best, rate)
+        say("plain loop", rate, threads=threads, batch=PLAIN_BATCH)
+    torch.set_num_threads(1)
+    flops, peak = flops_of(images, denoiser, classifier, sigma), matmul_peak(device)
+    rate = sampling(images, denoiser, classifier, sigma, samples, flops=flops, peak=peak)
+    if arguments.model == "digits":
+        shared_denoiser(images, denoiser, classifier, sigma, samples // 4)
+        rate = engine(samples, arguments.workers)
+    print(json.dumps({"what": "against the plain loop at its best", "factor": round(rate / best, 2)}))
+
+
+def models(name: str, device: torch.device) -> tuple[Tensor, Denoiser, Classifier, float]:
+    """Images (N, C, H, W) in [0, 1], and what is sampled on them."""
+    if name == "digits":
+        base = changed(load_study(DIGITS).base, {"finetuning.recipe": "none"})
+        model = base.denoiser
+        denoiser = load_denoiser(model.family, model.checkpoint, model.config)
+        return torch.rand(8, 1, 8, 8).to(device), denoiser.to(device), load_finetuned(base, None).to(device), base.sigma
+    family, side, classes, classifier, sigma = RELEASED[name]
+    network = load_classifier("timm", classifier, None, {"num_classes": classes}, "half")
+    precision = torch.bfloat16 if device.type == "cuda" else torch.float32
+    denoiser = load_denoiser(family).to(device, precision)
+    return torch.rand(8, 3, side, side).to(device), denoiser, network.to(device), sigma
+
+
+def plain(image: Tensor, denoiser: Denoiser, classifier: nn.Module, sigma: float, samples: int) -> float:
+    """Samples per second of CERTIFY as it is usually written, after a warm-up of one batch."""
+
+    @torch.inference_mode()
+    def counts(samples: int) -> list[int]:
+        found = [0] * 1000
+        while samples > 0:
+            batch = min(PLAIN_BATCH, samples)
+            samples -= batch
+            repeated = image.repeat(batch, 1, 1, 1)
+            for answer in classifier(denoiser.denoise(repeated, torch.randn_like(repeated), sigma)).argmax(1).cpu():
+                found[int(answer)] += 1
+        return found
+
+    counts(PLAIN_BATCH)
+    return samples / seconds(lambda: counts(samples))
+
+
+def sampling(
+    images: Tensor, denoiser: Denoiser, classifier: Classifier, sigma: float, samples: int, *, flops: float, peak: float
+) -> float:
+    """Our loop in this process, and the share of its time outside the networks."""
+    denoise = partial(denoiser.denoise, sigma=sigma)
+    batch = fastest_batch(images, denoise, [classifier])
+    count = partial(sample, images, denoise, samples=samples // len(images), batch=batch)
+    rate = samples / seconds(lambda: count([classifier]))
+    with timed(denoiser.network, classifier) as inside:
+        whole = seconds(lambda: count([classifier]))
+    outside = 1 - sum(inside) / whole
+    say("sampling", rate, threads=torch.get_num_threads(), batch=batch, share_outside_networks=round(outside, 3),
+        share_of_matmul_peak=round(rate * flops / peak, 3), gflop_per_sample=round(flops / 1e9, 4))  # fmt: skip
+    return rate
+
+
+def shared_denoiser(images: Tensor, denoiser: Denoiser, classifier: Classifier, sigma: float, samples: int) -> None:
+    """What three checkpoints counted together cost, against one."""
+    denoise = partial(denoiser.denoise, sigma=sigma)
+    cost = {}
+    for number in (1, 3):
+        passed = [0]
+        handle = denoiser.network.register_forward_pre_hook(lambda _, inputs, passed=passed: passed.__setitem__(
+            0, passed[0] + len(inputs[0])))  # fmt: skip
+        took = seconds(partial(sample, images, denoise, [classifier] * number, samples // len(images), 256))
+        handle.remove()
+        cost[number] = (passed[0], took)
+    print(json.dumps({
+        "what": "three checkpoints together, against one",
+        "denoiser_calls": round(cost[3][0] / cost[1][0], 3), "seconds": round(cost[3][1] / cost[1][1], 3),
+    }))  # fmt: skip
+
+
+def engine(samples: int, workers: int) -> float:
+    """Certification by Ray Data actors of one thread each."""
+    images = 40
+    base = changed(load_study(DIGITS).base, {
+        "finetuning.recipe": "none", "certification.images": images, "certification.n0": 100,
+        "certification.n": workers * samples // images - 100,
+    })  # fmt: skip
+    resources = Resources(actors=workers)
+    arrivals: list[tuple[float, int]] = []
+    on_actors = certification.on_actors
+
+    def watched(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for block in on_actors(*arguments):
+            arrivals.append((time.perf_counter(), int(block["samples"])))
+            yield block
+
+    certification.on_actors = watched
+    with cluster("local", resources), tempfile.TemporaryDirectory() as folder, Progress() as progress:
+        began = time.perf_counter()
+        request = Request(base, {"off the shelf": Model(base, None)}, 0)
+        count_models(request, CountsStore(Path(folder)), progress, resources, torch.zeros(images).numpy())
+    # Every worker's first block arrives after the start of Ray: what came with them is not in the rate.
+    times, sizes = zip(*arrivals, strict=True)
+    rate = sum(sizes[workers:]) / (times[-1] - times[workers - 1])
+    say("engine", rate, workers=workers, start_seconds=round(times[0] - began, 1), samples=sum(sizes))
+    return rate
+
+
+def sample(images: Tensor, denoise: Callable, classifiers: list[Classifier], samples: int, batch: int) -> None:
+    sample_votes(
+        images, torch.arange(len(images)), denoise, classifiers, num_classes=classifiers[0](images[:1]).shape[1],
+        seed=0, stream=Stream.AUDIT, start=0, size=samples, batch_size=batch,
+    ).cpu()  # fmt: skip
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def timed(*modules: nn.Module) -> Iterator[list[float]]:
+    """Seconds of every forward pass; the device is waited for on both sides."""
+    found: list[float] = []
+    starts: list[float] = []
+
+    def clock(inputs: Any) -> float:
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    handles = [m.register_forward_pre_hook(lambda _, inputs: starts.append(clock(inputs))) for m in modules]
+    handles += [
+        m.register_forward_hook(lambda _, inputs, __: found.append(clock(inputs) - starts.pop())) for m in modules
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def flops_of(images: Tensor, denoiser: Denoiser, classifier: Classifier, sigma: float) -> float:
+    """Floating-point operations of the networks for one sample."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        classifier(denoiser.denoise(images[:1], torch.randn_like(images[:1]), sigma))
+    return float(counter.get_total_flops())
+
+
+def matmul_peak(device: torch.device) -> float:
+    """Operations per second of a large matrix product: bf16 on a GPU, float32 on the CPU with the present threads."""
+    size, kind = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a = torch.randn(size, size, device=device, dtype=kind)
+
+    def product() -> None:
+        for _ in range(5):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return 5 * 2 * size**3 / seconds(product)
+
+
+def say(what: str, rate: float, **more: Any) -> None:
+    print(json.dumps({"what": what, "samples_per_second": round(rate), **more}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
