@@ -123,12 +123,15 @@ def shared_denoiser(images: Tensor, denoiser: Denoiser, classifier: Classifier, 
     denoise = partial(denoiser.denoise, sigma=sigma)
     cost = {}
     for number in (1, 3):
-        passed = [0]
-        handle = denoiser.network.register_forward_pre_hook(lambda _, inputs, passed=passed: passed.__setitem__(
-            0, passed[0] + len(inputs[0])))  # fmt: skip
+        passed: list[int] = []
+
+        def count(_: nn.Module, inputs: Any, passed: list[int] = passed) -> None:
+            passed.append(len(inputs[0]))
+
+        handle = denoiser.network.register_forward_pre_hook(count)
         took = seconds(partial(sample, images, denoise, [classifier] * number, samples // len(images), 256))
         handle.remove()
-        cost[number] = (passed[0], took)
+        cost[number] = (sum(passed), took)
     print(json.dumps({
         "what": "three checkpoints together, against one",
         "denoiser_calls": round(cost[3][0] / cost[1][0], 3), "seconds": round(cost[3][1] / cost[1][1], 3),
@@ -212,7 +215,7 @@ def matmul_peak(device: torch.device) -> float:
 
     def product() -> None:
         for _ in range(5):
-            a @ a
+            torch.mm(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

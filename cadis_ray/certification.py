@@ -82,7 +82,9 @@ def certified_images(base: Configuration) -> tuple[Split, int]:
 def sources_of(request: Request, test: Split) -> dict[str, Sources]:
     """The key under which each model's votes on each stream of the mode are stored."""
     base = request.base
-    denoiser, data = identity(base.denoiser.model_dump(mode="json")), test.digest()
+    # How numbers are rounded is part of what is certified.
+    denoiser = identity(base.denoiser.model_dump(mode="json") | {"precision": base.certification.precision})
+    data = test.digest()
     hashes = {name: model_identity(model.configuration, model.checkpoint) for name, model in request.models.items()}
     streams = MODES[base.certification.mode].most(base.certification)
     return {

@@ -62,7 +62,7 @@ def certify(
         settings["sigma"] = sigma
     if data is not None:
         name, _, path = data.partition(":")
-        settings |= {"data.name": name} | ({"data.path": path} if path else {})
+        settings |= {"data.name": name} | ({"data.path": _absolute(path)} if path else {})
     request = _request(checkpoints, settings, seed)
     _open_folder(out, request, resume)
     _run(request, out, Resources(actors=actors, gpus_per_actor=gpus_per_actor, batch_size=batch_size), address)
@@ -174,6 +174,10 @@ def _run(request: "Request", out: Path, resources: "Resources", address: str) ->
         print("interrupted; every vote counted is saved. Go on with the same command and --resume", file=sys.stderr)
         os._exit(signal.exit_code)  # what Ray leaves at exit could keep the process beyond its grace period
     print("\n".join([*to_text(table), f"written to {out}/"]))
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def _numbers(option: str, text: str) -> list[float]:

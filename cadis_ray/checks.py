@@ -7,6 +7,7 @@ from cadis_ray import rules
 from cadis_ray.config import Configuration, Distribution, Section
 from cadis_ray.errors import UsageError
 from cadis_ray.explain import Finding, Schema, dotted, findings, section, with_value
+from cadis_ray.search_rules import search_findings
 from cadis_ray.strict_yaml import KeyPath, Marks, Problem
 
 COMPARISON = ("data", "sigma", "denoiser", "validation", "certification")
@@ -23,6 +24,7 @@ def rule_findings(raw: Any, bad: set[KeyPath]) -> list[Finding]:
         *(Finding(("base", *path), text, at_key) for path, text, at_key in of_base),
         *_space_findings(raw, values),
         *_baseline_findings(raw, values, of_base),
+        *search_findings(raw, values, bad),
     ]
 
 

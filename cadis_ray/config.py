@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from cadis_ray import rules, strict_yaml
 from cadis_ray.errors import UsageError
-from cadis_ray.explain import Schema, dotted, findings, section, with_value
+from cadis_ray.explain import Schema, dotted, findings, got, section, with_value
 from cadis_ray.files import digest
 
 Positive = Annotated[float, Field(gt=0)]
@@ -38,12 +38,30 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where images come from and how many of each split are used (None: all that remain)."""
+    """Where images come from and how many of each split are used.
 
-    name: Literal["digits"]
-    seed: int = 0
+    ``path``: the data set's folder or its URI (s3://, gs://); digits has none. ``validation`` images are a seeded
+    slice of the training images; ``train`` of the rest are trained on, None: all. ``test`` images are the data set's
+    own, chosen by ``test_subset``: ``first`` of a seeded order, ``per_class`` the same number of each, ``every`` k-th.
+    ``image_size``: to resize and crop the test images of image_folder and parquet to; None: as they are.
+    """
+
+    name: Literal["digits", "cifar10", "image_folder", "parquet"]
+    path: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    train: Count | None = None
     validation: Count = 400
     test: Count = 400
+    test_subset: Literal["first", "per_class", "every"] = "first"
+    augmentation: Literal["none", "cifar10", "imagenet"] = "none"
+    image_size: Count | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _without_password(cls, path: str | None) -> str | None:
+        if "://" in (path or "") and urlsplit(path).password is not None:
+            raise ValueError("holds a password; give it to the storage by its environment variables")
+        return path
 
 
 class Denoiser(Section):
@@ -83,7 +101,11 @@ class Lora(Section):
 
 
 class FineTuning(Section):
-    """How a trial fine-tunes. The ablation switches carry the names of the papers' tables."""
+    """How a trial fine-tunes. The ablation switches carry the names of the papers' tables.
+
+    ``batch_size``: of a step, over all workers and ``accumulation`` parts. ``stop_after``: epochs to take of a
+    schedule of ``epochs``, None: all.
+    """
 
     recipe: Literal["ft_cadis", "denoised_ce", "none"] = "ft_cadis"
     adapter: Literal["lora", "full"] = "lora"
@@ -102,6 +124,7 @@ class FineTuning(Section):
     target: Literal["consistency", "label"] = "consistency"
     reduction: Literal["max", "mean"] = "max"
     epochs: Count = 10
+    stop_after: Count | None = None
     batch_size: Count = 128
     accumulation: Count = 1
     base_lr: Positive = 5e-4
@@ -116,6 +139,11 @@ class FineTuning(Section):
     precision: Literal["float32", "bf16"] = "float32"
     attack_radius_doubles_after: Count | None = None
 
+    @property
+    def last_epoch(self) -> int:
+        """How many epochs a trial takes; 0 where nothing is trained."""
+        return 0 if self.recipe == "none" else min(self.epochs, self.stop_after or self.epochs)
+
 
 class Validation(Section):
     """What a trial counts after each epoch: label-aware, few samples, many images. Never a certificate."""
@@ -128,10 +156,12 @@ class Certification(Section):
     """Certificates on test images with fresh noise.
 
     ``mode`` protocol: CERTIFY of Cohen et al. 2019, n samples an image. sequential: at most n, fewer where ``radii``
-    are settled before. estimate: a few samples an image and no certificate, not for a study.
+    are settled before. estimate: a few samples an image and no certificate, not for a study. ``precision`` bf16: of
+    the networks' insides; x_start, logits and argmax stay float32. It is another classifier, and has votes of its own.
     """
 
     mode: Literal["protocol", "sequential", "estimate"] = "protocol"
+    precision: Literal["float32", "bf16"] = "float32"
     images: Count = 200
     n0: Count = 100
     n: Annotated[int, Field(ge=1, le=2**53)] = 10_000  # float64 tells every n up to there
@@ -166,17 +196,55 @@ class Distribution(Section):
     when: dict[str, Value | Annotated[tuple[Value, ...], A_LIST]] = {}
 
 
-class Objective(Section):
-    """What the search maximises, estimated on validation images at the certification's n and alpha."""
+class CertifiedAt(Section):
+    """Estimated certified accuracy at one of the certification's ``radii``."""
 
-    maximise: Literal["acr"] = "acr"
+    certified_accuracy: NonNegative
+
+
+class CleanAtLeast(Section):
+    """Estimated clean accuracy of at least that of the ``baseline``, minus a share of the images."""
+
+    baseline: Name
+    minus: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+Metric = Literal["acr", "clean"] | CertifiedAt
+
+
+class Objective(Section):
+    """What the search maximises, estimated on validation images at the certification's n and alpha.
+
+    Two metrics: the result is their Pareto front, the winner its member with the largest first metric. A trial below
+    ``clean_at_least`` never wins while another trial is not; where all are below, the one nearest to it wins.
+    """
+
+    maximise: Metric | Annotated[tuple[Metric, ...], A_LIST, Field(min_length=2, max_length=2)] = "acr"
+    clean_at_least: CleanAtLeast | None = None
+
+    @field_validator("maximise", mode="wrap")
+    @classmethod
+    def _in_one_message(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:  # else one for each kind of metric
+            allowed = "acr, clean, {certified_accuracy: RADIUS}, or a list of two of these"
+            raise ValueError(f"got {got(value)}; need {allowed}") from error
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return self.maximise if isinstance(self.maximise, tuple) else (self.maximise,)
 
 
 class Sampler(Section):
-    """Optuna's sampler; ``startup`` trials are drawn at random before the model is trusted."""
+    """Optuna's sampler; ``startup`` trials of tpe and gp are drawn at random before the model is trusted.
 
-    name: Literal["tpe", "random"] = "tpe"
+    ``grid``: every combination of the choices once. ``population``: of a generation of nsga2.
+    """
+
+    name: Literal["tpe", "gp", "random", "grid", "nsga2"] = "tpe"
     startup: Annotated[int, Field(ge=0)] = 5
+    population: Annotated[int, Field(ge=2)] = 16
 
 
 class Scheduler(Section):
@@ -219,7 +287,7 @@ class Tracking(Section):
 
 
 class Study(Section):
-    """One study file."""
+    """One study file. ``warm_start``: folders of compatible runs, whose complete trials the sampler learns from."""
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -230,6 +298,7 @@ class Study(Section):
     baselines: dict[Name, dict[str, Any]] = {}
     objective: Objective = Objective()
     sampler: Sampler = Sampler()
+    warm_start: Annotated[tuple[str, ...], A_LIST] = ()
     scheduler: Scheduler = Scheduler()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
@@ -292,8 +361,12 @@ def max_num_noises(study: Study) -> int:
 
 
 def max_epochs(study: Study) -> int:
-    """The largest number of epochs of any trial or baseline: epochs in the denoised pool."""
-    return _maximum(study, "finetuning.epochs")
+    """The largest number of epochs that any trial or baseline takes: epochs in the denoised pool."""
+    epochs = _maximum(study, "finetuning.epochs")
+    path = "finetuning.stop_after"
+    stops = [*trial_values(study, path)]
+    stops += [changes[path] for changes in study.baselines.values() if path in changes]
+    return epochs if None in stops else min(epochs, max(stops))
 
 
 def fingerprint(study: Study) -> str:
@@ -331,6 +404,9 @@ def _completed(raw: Any, folder: Path) -> Any:
         return local + os.path.normpath(folder / checkpoint.removeprefix(local))
 
     raw = _with_checkpoints(raw, absolute)
+    data = section(section(raw, "base"), "data")
+    if isinstance(path := data.get("path"), str) and "://" not in path:
+        data["path"] = os.path.normpath(folder / path)
     denoiser = section(section(raw, "base"), "denoiser")
     if isinstance(checkpoint := denoiser.get("checkpoint"), str) and denoiser.get("config") is None:
         denoiser["config"] = rules.shipped_config(checkpoint)

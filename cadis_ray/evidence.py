@@ -62,7 +62,8 @@ def write_evidence(folder: Path, request: Request, certificates: Mapping[str, Ce
     test, _ = certified_images(request.base)
     made_by = {
         "shape": list(test.read(torch.zeros(1, dtype=torch.int64)).shape[1:]), "split": "test", "purpose": "final",
-        "device": device, "dtype": "float32", "code_commit": commit(), "versions": versions(),
+        "device": device, "dtype": request.base.certification.precision,
+        "code_commit": commit(), "versions": versions(),
     }  # fmt: skip
     write_whole(folder / FOLDER / REQUEST, request.to_json())
     sources = sources_of(request, test)

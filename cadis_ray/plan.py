@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from cadis_ray.config import Study, max_epochs, max_num_noises, searched_paths, trial_values
-from cadis_ray.rules import DATA_SETS
+from cadis_ray.data.collection import training_size
 
 FLOAT16_BYTES = 2
 
@@ -51,11 +51,11 @@ def plan(study: Study) -> Plan:
     from cadis_ray.smoothing.bounds import max_radius  # SciPy takes 0.5 s to import
 
     base, certification = study.base, study.base.certification
-    images, shape = DATA_SETS[base.data.name]
-    train_images = images - base.data.validation - base.data.test
+    train_images, shape = training_size(base.data)
     epochs, num_noises, attack_steps = (
         max(trial_values(study, f"finetuning.{name}")) for name in ("epochs", "num_noises", "attack_steps")
     )
+    epochs = min(epochs, max_epochs(study))
     backward_passes = train_images * epochs * num_noises * (attack_steps + 2)
     judged_apart = "frozen" in trial_values(study, "finetuning.update_selection")
     validation_draws = base.validation.images * base.validation.samples

@@ -24,13 +24,21 @@ Violations = Iterator[Finding]
 
 
 class ImageSet(NamedTuple):
-    """Size of a data set: number of images and their (C, H, W)."""
+    """Size of a data set: number of its images but for its own test images, and their (C, H, W)."""
 
     images: int
     shape: tuple[int, int, int]
 
 
-DATA_SETS = {"digits": ImageSet(1_797, (1, 8, 8))}
+DATA_SETS = {"digits": ImageSet(1_797, (1, 8, 8)), "cifar10": ImageSet(50_000, (3, 32, 32))}
+TEST_IMAGES = {"cifar10": 10_000}  # of data sets that have their own; those of digits are taken from its images
+
+
+def image_shape(name: str, image_size: int | None) -> tuple[int, int, int] | None:
+    """(C, H, W) of a data set's images; None where only the images themselves say."""
+    if name in DATA_SETS:
+        return DATA_SETS[name].shape
+    return (3, image_size, image_size) if image_size else None
 
 
 def checkpoint_file(checkpoint: str) -> Path:
@@ -143,11 +151,44 @@ def _can_be(distribution: "Distribution", value: Any) -> bool:
     return distribution.integer and isinstance(value, int) and len(ends) == 2 and ends[0] <= value <= ends[1]
 
 
-def _splits(name: str, validation: int, test: int) -> Violations:
-    total = DATA_SETS[name].images
-    if validation + test >= total:
-        text = f"got validation {validation} and test {test}; need a sum below the {total} images of {name}"
+def _splits(name: str, validation: int, test: int, train: int | None) -> Violations:
+    if name not in DATA_SETS:
+        return  # its files are counted when they are read
+    total, taken = DATA_SETS[name].images, {"validation": validation}
+    if name not in TEST_IMAGES:
+        taken["test"] = test
+    elif test > TEST_IMAGES[name]:
+        yield Finding(("data", "test"), f"got {test}; need at most the {TEST_IMAGES[name]} test images of {name}")
+    if sum(taken.values()) + (train or 1) > total:
+        given = " and ".join(f"{split} {count}" for split, count in taken.items())
+        if train is None:
+            text = f"got {given}; need a sum below the {total} images of {name}"
+        else:
+            text = f"got {given} and train {train}; need a sum of at most the {total} images of {name}"
         yield Finding(("data", "validation"), text)
+
+
+def _data_path(name: str, path: str | None) -> Violations:
+    where = ("data", "path")
+    if name == "digits":
+        if path is not None:
+            yield Finding(where, f"got {got(path)}; need none: digits is installed with the package")
+    elif path is None:
+        yield Finding(where, f"missing; need the folder or URI of {name}")
+    elif "://" not in path and not Path(path).is_dir():
+        yield Finding(where, f"got {path!r}, which is not there; need an existing folder or a URI, s3://BUCKET/FOLDER")
+
+
+def _data_images(name: str, test: int, subset: str, augmentation: str, image_size: int | None) -> Violations:
+    if name == "digits" and subset != "first":
+        yield Finding(("data", "test_subset"), f"got {got(subset)}; need first: digits has no test images of its own")
+    if name == "cifar10" and subset == "per_class" and test % 10:
+        yield Finding(("data", "test"), f"got {test}; need a multiple of the 10 classes where test_subset is per_class")
+    if name in DATA_SETS and image_size is not None:
+        text = f"got {image_size}; need none: the images of {name} are used as they are, a classifier resizes by itself"
+        yield Finding(("data", "image_size"), text)
+    if augmentation == "imagenet" and image_size is None:
+        yield Finding(("data", "augmentation"), "got text 'imagenet'; need data.image_size too, the side to crop to")
 
 
 def _validation_images(images: int, available: int) -> Violations:
@@ -178,7 +219,9 @@ def _radii(sigma: float, n: int, alpha: float, radii: tuple[float, ...]) -> Viol
         yield Finding(("certification", "n"), f"got {n}; need n >= {needed} for radius {asked}: {reach}")
 
 
-def _denoiser(sigma: float, family: Any, checkpoint: str, config: dict[str, Any] | None, name: str) -> Violations:
+def _denoiser(
+    sigma: float, family: Any, checkpoint: str, config: dict[str, Any] | None, name: str, image_size: int | None
+) -> Violations:
     from cadis_ray.models.schedule import make_schedule  # NumPy takes 0.3 s to import
 
     if family == "diffusers":
@@ -200,7 +243,10 @@ def _denoiser(sigma: float, family: Any, checkpoint: str, config: dict[str, Any]
     if not low <= sigma <= high:
         schedule = f"the denoiser's {arch.noise_schedule} schedule of {arch.diffusion_steps} steps"
         yield Finding(("sigma",), f"got {sigma}; need {low:.6g} <= sigma <= {high:.6g}, the range of {schedule}")
-    channels, *size = DATA_SETS[name].shape
+    shape = image_shape(name, image_size)
+    if shape is None:
+        return
+    channels, *size = shape
     if arch.in_channels != channels:
         text = f"got {arch.in_channels} channels; need in_channels: {channels}, as {name} has"
         yield Finding(("denoiser", "config", "in_channels"), text)
@@ -243,13 +289,21 @@ def _doubling(doubles_after: int | None, epochs: int) -> Violations:
         yield Finding(("finetuning", "attack_radius_doubles_after"), text)
 
 
+def _stopping(stop_after: int | None, epochs: int) -> Violations:
+    if stop_after is not None and stop_after > epochs:
+        yield Finding(("finetuning", "stop_after"), f"got {stop_after}; need at most epochs = {epochs}")
+
+
 RULES: tuple[tuple[Callable[..., Violations], tuple[str, ...]], ...] = (
-    (_splits, ("data.name", "data.validation", "data.test")),
+    (_splits, ("data.name", "data.validation", "data.test", "data.train")),
+    (_data_path, ("data.name", "data.path")),
+    (_data_images, ("data.name", "data.test", "data.test_subset", "data.augmentation", "data.image_size")),
     (_validation_images, ("validation.images", "data.validation")),
     (_certification_images, ("certification.images", "data.test")),
     (_radii, ("sigma", "certification.n", "certification.alpha", "certification.radii")),
-    (_denoiser, ("sigma", "denoiser.family", "denoiser.checkpoint", "denoiser.config", "data.name")),
+    (_denoiser, ("sigma", "denoiser.family", "denoiser.checkpoint", "denoiser.config", "data.name", "data.image_size")),
     (_denoiser_file, ("denoiser.family", "denoiser.checkpoint")),
     (_classifier_files, ("classifier.library", "classifier.name", "classifier.checkpoint", "classifier.download")),
+    (_stopping, ("finetuning.stop_after", "finetuning.epochs")),
     (_doubling, ("finetuning.attack_radius_doubles_after", "finetuning.epochs")),
 )

@@ -24,6 +24,28 @@ def suggest(trial: "BaseTrial", space: Space) -> dict[str, Any]:
     return parameters
 
 
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination of the choices, each once, in an order that does not depend on the file's.
+
+    A parameter whose ``when`` does not hold is left out of a combination. Raises ValueError for a range.
+    """
+    combinations: list[dict[str, Any]] = [{}]
+    for path in _parents_first(space):
+        choices, conditions = space[path].choices, space[path].when
+        if choices is None:
+            raise ValueError(f"{path} is a range: a grid needs choices")
+        combinations = [
+            {**known, **added}
+            for known in combinations
+            for added in (
+                [{path: choice} for choice in choices]
+                if all(_holds(known, parent, wanted) for parent, wanted in conditions.items())
+                else [{}]
+            )
+        ]
+    return combinations
+
+
 def distributions(space: Space, parameters: Mapping[str, Any]) -> "dict[str, BaseDistribution]":
     """Optuna's distributions of the parameters that one trial has, for ``optuna.trial.create_trial``.
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.config import Configuration, Study, searched_paths
+from cadis_ray.config import Configuration, Metric, Objective, Study, searched_paths
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.estimate import estimate
+
+ACR = Objective()
 
 
 def estimate_from(configuration: Configuration, labels: np.ndarray, counts: np.ndarray) -> Estimate:
@@ -29,7 +31,7 @@ def summarise(
 ) -> StudyResult:
     """All trials and baselines as they stand; ``labels`` are those of the validation images counted on."""
     trials = [_trial(study, ledger, row, labels) for row in ledger.trials()]
-    best = best_trial(trials)
+    best = best_trial(trials, study.objective)
     return StudyResult(
         name=study.name,
         run_dir=run_dir,
@@ -41,10 +43,59 @@ def summarise(
     )
 
 
-def best_trial(trials: list[TrialResult]) -> TrialResult | None:
-    """The complete searched trial with the largest ACR estimate, the first of equals; baselines are not candidates."""
-    complete = [trial for trial in trials if not trial.baseline and trial.state == "complete" and trial.estimate]
-    return max(complete, key=lambda trial: trial.estimate.acr if trial.estimate else 0.0, default=None)
+def scores(objective: Objective, found: Estimate) -> tuple[float, ...]:
+    """The values of the objective's metrics, in its order, each to be maximised."""
+    return tuple(_score(metric, found) for metric in objective.metrics)
+
+
+def clean_limit(objective: Objective, baseline: Estimate | None) -> float | None:
+    """The least clean accuracy that is feasible; None without a constraint or without its baseline's estimate."""
+    if objective.clean_at_least is None or baseline is None:
+        return None
+    return baseline.clean - objective.clean_at_least.minus
+
+
+def violation(found: Estimate, limit: float | None) -> float:
+    """How far the clean accuracy is below the limit, 0 where it is feasible; rounding is no violation."""
+    missing = 0.0 if limit is None else limit - found.clean
+    return missing if missing > 1e-12 else 0.0
+
+
+def pareto_front(trials: list[TrialResult], objective: Objective = ACR) -> list[TrialResult]:
+    """The complete searched trials that no other one equals or exceeds in every metric and exceeds in one.
+
+    Largest first metric first, the earlier of equals. Only feasible trials take part; where none is, only those with
+    the smallest violation. A constraint whose baseline has no estimate is not judged. Baselines are not candidates.
+    """
+    limited = objective.clean_at_least
+    named = [trial.estimate for trial in trials if limited and trial.baseline and trial.name == limited.baseline]
+    limit = clean_limit(objective, named[0] if named else None)
+    judged = [
+        (violation(trial.estimate, limit), scores(objective, trial.estimate), trial)
+        for trial in trials
+        if not trial.baseline and trial.state == "complete" and trial.estimate
+    ]
+    least = min((missing for missing, _, _ in judged), default=0.0)
+    candidates = [(values, trial) for missing, values, trial in judged if missing == least]
+    front = [
+        (values, trial) for values, trial in candidates if not any(_dominates(other, values) for other, _ in candidates)
+    ]
+    return [trial for _, trial in sorted(front, key=lambda pair: -pair[0][0])]
+
+
+def best_trial(trials: list[TrialResult], objective: Objective = ACR) -> TrialResult | None:
+    """The first of the Pareto front: with one metric, the trial with its largest value; None without a candidate."""
+    return next(iter(pareto_front(trials, objective)), None)
+
+
+def _score(metric: Metric, found: Estimate) -> float:
+    if isinstance(metric, str):
+        return float(getattr(found, metric))
+    return found.certified_accuracy[metric.certified_accuracy]
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def _trial(study: Study, ledger: Ledger, row: TrialRow, labels: np.ndarray) -> TrialResult:

@@ -439,3 +439,80 @@ def test_noise_is_the_schedules_unless_the_study_says_pixel(tmp_path: Path) -> N
     assert fingerprint(study) != fingerprint(pixel)
     (problem,) = refusal(tmp_path, VALID.replace("family: improved", "noise: pixels\n    family: improved"))
     assert "need one of 'diffusion', 'pixel'. Did you mean pixel?" in problem
+
+
+def with_data(**fields: Any) -> str:
+    given = "data: {name: digits, seed: 1, validation: 400, test: 200}"
+    assert given in VALID
+    text = VALID.replace(given, f"data: {json.dumps({'validation': 400, 'test': 200} | fields)}")
+    rgb = text.replace('in_channels: 1, channel_mult: "1,2"', 'in_channels: 3, channel_mult: "1,2"')
+    return text if fields["name"] == "digits" else rgb
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "digits", "path": "/tmp"}, "path: got text '/tmp'; need none"),
+        ({"name": "digits", "test_subset": "every"}, "test_subset: got text 'every'; need first"),
+        (
+            {"name": "digits", "train": 1198},
+            "validation: got validation 400 and test 200 and train 1198; need a sum of at",
+        ),
+        ({"name": "digits", "image_size": 8}, "image_size: got 8; need none"),
+        ({"name": "digits", "seed": -1}, "seed: got -1; need a whole number >= 0"),
+        ({"name": "cifar10"}, "path: missing; need the folder or URI of cifar10"),
+        ({"name": "cifar10", "path": "/no/such"}, "path: got '/no/such', which is not there; need an existing folder"),
+        ({"name": "cifar10", "path": "/", "test": 10001}, "test: got 10001; need at most the 10000 test images"),
+        ({"name": "cifar10", "path": "/", "validation": 50000}, "validation: got validation 50000; need a sum below"),
+        (
+            {"name": "cifar10", "path": "/", "test": 201, "test_subset": "per_class"},
+            "test: got 201; need a multiple of",
+        ),
+        ({"name": "image_folder", "path": "/", "augmentation": "imagenet"}, "augmentation: got text 'imagenet'; need"),
+        ({"name": "parquet", "path": "/", "image_size": 31}, "channel_mult: 2 levels need sides that are multiples"),
+        ({"name": "parquet", "path": "s3://me:secret@host/x"}, "path: holds a password"),
+        ({"name": "cifar"}, "name: got text 'cifar'; need one of 'digits', 'cifar10', 'image_folder', 'parquet'."),
+        ({"name": "parquet", "path": "/", "test_subset": "all"}, "test_subset: got text 'all'; need one of 'first'"),
+    ],
+)
+def test_data_that_cannot_be_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    problems = refusal(tmp_path, with_data(**fields))
+    found = [problem for problem in problems if message in problem]
+    assert len(found) == 1, problems
+    assert re.search(r"base\.(data|denoiser\.config)\.", found[0])
+    assert "secret" not in found[0]
+
+
+def test_data_that_can_be_are_read(tmp_path: Path) -> None:
+    for fields in (
+        {"name": "digits", "train": 1197},
+        {"name": "cifar10", "path": str(tmp_path), "test": 10_000, "augmentation": "cifar10"},
+        {"name": "image_folder", "path": str(tmp_path), "image_size": 224, "augmentation": "imagenet"},
+        {"name": "parquet", "path": "s3://bucket/imagenet", "test": 50_000, "test_subset": "every"},
+    ):
+        study = load(tmp_path, with_data(**fields))
+        assert study.base.data.model_dump().items() >= fields.items()
+    (problem,) = refusal(
+        tmp_path, with_data(name="parquet", path="s3://b/x", image_size=224).replace("els: 3", "els: 1")
+    )
+    assert "in_channels: got 1 channels; need in_channels: 3, as parquet has" in problem
+
+
+@pytest.mark.parametrize(
+    ("given", "replaced", "said"),
+    [
+        ("objective: {maximise: acr}", "objective: {maximise: {certified_accuracy: 0.3}}", "got radius 0.3; need one"),
+        ("objective: {maximise: acr}", "objective: {maximise: [clean, clean]}", "got one metric twice"),
+        ("{maximise: acr}", "{maximise: [acr]}", "objective.maximise: got a list; need acr, clean, {certified"),
+        ("{maximise: acr}", "{maximise: {x: 1}}", "objective.maximise: got a section; need acr, clean, {certified_acc"),
+        ("objective: {maximise: acr}", "objective: {maximise: clean}", "scheduler.name: got 'asha'; need 'none'"),
+        ("{maximise: acr}", "{maximise: acr, clean_at_least: {baseline: x}}", "need the name of a baseline: off_the"),
+        ("name: tpe", "name: gp", "space.finetuning.lora.r.when: sampler gp models no conditional parameter"),
+        ("name: tpe", "name: nsga2", "space.finetuning.lora.r.when: sampler nsga2 models no conditional"),
+        ("name: tpe", "name: grid", "space.finetuning.adv_weight: got a range; need choices"),
+        ("seed: 7", "seed: 7\nwarm_start: [there]", "warm_start[0]: got text 'there'; need the absolute path"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(tmp_path: Path, given: str, replaced: str, said: str) -> None:
+    assert given in VALID
+    assert any(said in line for line in refusal(tmp_path, VALID.replace(given, replaced, 1)))

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cadis_ray"
 SCIENCE = ("models", "data", "finetuning", "smoothing", "report")
 AT_ONCE = ("config", "plan", "strict_yaml", "errors", "space", "commands", "tune", "smoothing.bounds",
-           "smoothing.metrics", "models.schedule", "models.architecture", "clusters", "certify", "compare", "selftest")  # fmt: skip
+           "smoothing.metrics", "models.schedule", "models.architecture",
+           "clusters", "certify", "compare", "selftest")  # fmt: skip
 
 
 def modules_of(*folders: str) -> list[str]:

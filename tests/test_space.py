@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from cadis_ray.config import Distribution
-from cadis_ray.space import distributions, suggest
+from cadis_ray.space import distributions, grid, suggest
 
 SPACE = {
     "finetuning.adv_weight": Distribution(low=0.25, high=4, log=True),
@@ -76,3 +76,20 @@ def test_a_rebuilt_study_goes_on_as_the_one_it_was_rebuilt_from(sampler: type) -
 def test_a_parameter_outside_the_space_is_refused() -> None:
     with pytest.raises(KeyError, match="mask"):
         distributions(SPACE, {"finetuning.mask": "none"})
+
+
+def test_a_grid_has_every_combination_that_its_conditions_allow() -> None:
+    space = {
+        "r": Distribution(choices=(2, 4), when={"adapter": "lora"}),
+        "adapter": Distribution(choices=("lora", "full")),
+        "m": Distribution(choices=(1, 2, 3)),
+    }
+    found = grid(space)
+    expected = [{"adapter": "full", "m": m} for m in (1, 2, 3)]
+    expected += [{"adapter": "lora", "m": m, "r": r} for m in (1, 2, 3) for r in (2, 4)]
+    assert sorted(map(str, (sorted(c.items()) for c in found))) == sorted(
+        map(str, (sorted(c.items()) for c in expected))
+    )
+    assert grid(dict(reversed(space.items()))) == found
+    with pytest.raises(ValueError, match="a grid needs choices"):
+        grid({"x": Distribution(low=0, high=1)})

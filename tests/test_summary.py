@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.config import load_study
+from cadis_ray.config import CleanAtLeast, Objective, load_study
 from cadis_ray.results import Estimate, TrialResult
 from cadis_ray.smoothing.estimate import estimate
-from cadis_ray.summary import best_trial, estimate_from
+from cadis_ray.summary import best_trial, estimate_from, pareto_front
 
 BASE = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml").base
 
@@ -45,3 +45,43 @@ def test_the_estimate_is_that_of_the_labels_votes() -> None:
         radii=settings.radii,
     )
     assert estimate_from(BASE, labels, counts) == expected
+
+
+def scored(number: int, acr: float, clean: float, **changes) -> TrialResult:
+    return replace(trial(number, acr, **changes), estimate=Estimate(acr, 0.01, clean, {0.5: acr / 2}, 1000, 10, 10))
+
+
+LIMITED = Objective(maximise="acr", clean_at_least=CleanAtLeast(baseline="shelf", minus=0.01))
+
+
+def names(trials: list[TrialResult]) -> list[str]:
+    return [found.name for found in trials]
+
+
+def test_an_infeasible_trial_wins_only_where_none_is_feasible() -> None:
+    shelf = scored(0, 0.1, 0.90, baseline=True, name="shelf")
+    drifted, near, feasible = scored(1, 0.9, 0.70), scored(2, 0.5, 0.88), scored(3, 0.2, 0.89)
+    assert names(pareto_front([shelf, drifted, near, feasible], LIMITED)) == ["trial-3"]
+    assert names(pareto_front([shelf, drifted, near], LIMITED)) == ["trial-2"]
+    assert names(pareto_front([shelf, drifted, near, feasible])) == ["trial-1"]
+    failed = replace(shelf, estimate=None, state="failed")
+    assert names(pareto_front([failed, drifted, near], LIMITED)) == ["trial-1"]
+
+
+def test_the_front_is_that_of_brute_force() -> None:
+    both = Objective(maximise=("acr", "clean"))
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        trials = [scored(i, *(rng.integers(0, 6, 2) / 10)) for i in range(12)]
+        points = [(found.estimate.acr, found.estimate.clean) for found in trials if found.estimate]
+        expected = {
+            f"trial-{i}"
+            for i, (x, y) in enumerate(points)
+            if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)
+        }
+        front = pareto_front(trials, both)
+        assert set(names(front)) == expected
+        winner = best_trial(trials, both)
+        assert winner is not None
+        assert winner.estimate
+        assert winner.estimate.acr == max(x for x, _ in points)

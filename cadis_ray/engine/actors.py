@@ -1,11 +1,13 @@
 """Sharding work items over Ray Data actors."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray.data
 
 from cadis_ray.config import Resources
+from cadis_ray.errors import CadisError
 
 
 def on_actors(
@@ -27,8 +29,8 @@ def on_actors(
     }
     # One item a block: it is what an actor takes at a time, and what is done again if the actor dies.
     rows = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-        actor,
-        fn_constructor_kwargs=arguments,
+        _Late,
+        fn_constructor_kwargs={"actor": actor, "arguments": arguments},
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=resources.actors,
@@ -38,4 +40,27 @@ def on_actors(
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
     )
-    yield from rows.iter_rows()
+    try:
+        yield from rows.iter_rows()
+    except Exception as error:
+        if (own := _own(error)) is None:
+            raise
+        raise own from None
+
+
+class _Late:
+    """An actor that is made when its first item comes: what that raises reaches the driver as what it is."""
+
+    def __init__(self, actor: type, arguments: dict[str, Any]) -> None:
+        self._make, self._actor = partial(actor, **arguments), None
+
+    def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        self._actor = self._actor or self._make()
+        yield from self._actor(item)
+
+
+def _own(error: BaseException | None) -> CadisError | None:
+    """What an actor raised for the user to read, within what Ray made of it."""
+    while (inner := getattr(error, "cause", None) or (error.__cause__ if error else None)) is not None:
+        error = inner
+    return error if isinstance(error, CadisError) else None

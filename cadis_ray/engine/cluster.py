@@ -23,7 +23,7 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
     this machine can never hold one trial or one actor.
     """
     for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is said by us, once
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address == "local":

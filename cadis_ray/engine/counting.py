@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from cadis_ray.certification import Request, certified_images
+from cadis_ray.errors import DataError
 from cadis_ray.finetuning.checkpoint import load_finetuned
 from cadis_ray.models.classifiers import Classifier
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.smoothing.preflight import preflight
 from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
 
 Item = dict[str, Any]
+TRIED = 32  # images on which a classifier is tried before it is counted
 
 
 class Count:
@@ -39,9 +42,15 @@ class Count:
             name: load_finetuned(model.configuration, model.checkpoint).to(device)
             for name, model in request.models.items()
         }
-        self.batch_size = batch_size or fastest_batch(
-            self.test.read(torch.zeros(1, dtype=torch.int64)).to(device), self.denoise, list(self.classifiers.values())
-        )
+        some = torch.arange(min(TRIED, len(self.test.ids)))
+        images, labels = self.test.read(some).to(device), self.test.labels[some]
+        with self._precision():
+            for name, classifier in self.classifiers.items():
+                try:
+                    preflight(classifier, images, self.denoise, num_classes=self.num_classes, labels=labels)
+                except DataError as error:
+                    raise DataError(f"{name}: {error}") from None
+            self.batch_size = batch_size or fastest_batch(images, self.denoise, list(self.classifiers.values()))
 
     def __call__(self, item: Item) -> Iterator[Item]:
         rows, models = np.asarray(item["rows"]), list(item["models"])
@@ -62,6 +71,10 @@ class Count:
             done = left if block is None else answer["size"] * int(kept.sum())
             left -= done
             yield answer | {"samples": done}
+
+    def _precision(self) -> torch.autocast:
+        inside = self.base.certification.precision == "bf16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=inside)
 
     def _next(self, rows: np.ndarray, votes: dict[Stream, np.ndarray]) -> tuple[Stream, int, int, np.ndarray] | None:
         """The block most behind: stream, start, size, and which classifier (F) wants it of which image (R)."""
@@ -90,19 +103,20 @@ class Count:
         counted: np.ndarray,
     ) -> Item:
         started = time.perf_counter()
-        votes = sample_votes(
-            images,
-            self.test.ids[torch.as_tensor(rows)],
-            self.denoise,
-            [self.classifiers[name] for name in models],
-            num_classes=self.num_classes,
-            seed=self.seed,
-            stream=stream,
-            start=start,
-            size=size,
-            batch_size=self.batch_size,
-            wanted=torch.as_tensor(counted, device=images.device),
-        )
+        with self._precision():
+            votes = sample_votes(
+                images,
+                self.test.ids[torch.as_tensor(rows)],
+                self.denoise,
+                [self.classifiers[name] for name in models],
+                num_classes=self.num_classes,
+                seed=self.seed,
+                stream=stream,
+                start=start,
+                size=size,
+                batch_size=self.batch_size,
+                wanted=torch.as_tensor(counted, device=images.device),
+            )
         return {
             "rows": rows, "models": models, "stream": int(stream), "start": start, "size": size,
             "votes": votes.cpu().numpy(), "counted": counted, "seconds": time.perf_counter() - started,

@@ -13,6 +13,7 @@ import torch
 from cadis_ray.config import Configuration, Resources, Study, max_epochs, max_num_noises
 from cadis_ray.console import Progress
 from cadis_ray.data import load
+from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.trial import Pool
 from cadis_ray.files import write_atomically
@@ -20,6 +21,7 @@ from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 BATCH = 256
+EPOCH_BITS = 16  # a training sample is epoch * 2**16 + index of the noise
 
 
 class Denoise:
@@ -35,13 +37,16 @@ class Denoise:
         model = configuration.denoiser
         denoiser = load_denoiser(model.family, model.checkpoint, model.config).to(device)
         self.denoise = partial(denoiser.denoise, sigma=configuration.sigma, mode=model.noise)
+        self.augmentation: Augmentation = configuration.data.augmentation
         self.seed, self.device = seed, device
 
     @torch.inference_mode()
     def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        split, parts = self.splits[Stream(item["stream"])], []
+        split, parts, training = self.splits[Stream(item["stream"])], [], item["stream"] == Stream.TRAINING
         for rows in torch.arange(len(split.ids)).split(BATCH):
-            images = split.images[rows].to(self.device)
+            epoch = item["sample"] >> EPOCH_BITS
+            seen = split.augmented(rows, epoch, self.seed, self.augmentation) if training else split.read(rows)
+            images = seen.to(self.device)
             samples = torch.full_like(rows, item["sample"])
             noise = gaussian(self.seed, Stream(item["stream"]), split.ids[rows], samples, images.shape[1:], self.device)
             parts.append(self.denoise(images, noise).half().cpu())
@@ -55,7 +60,7 @@ def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
     0..S-1 of the search stream.
     """
     noises, epochs, samples = max_num_noises(study), max_epochs(study), study.base.validation.samples
-    draws = [[(Stream.TRAINING, (epoch << 16) + index) for index in range(noises)] for epoch in range(epochs)]
+    draws = [[(Stream.TRAINING, (epoch << EPOCH_BITS) + index) for index in range(noises)] for epoch in range(epochs)]
     counted = [(Stream.SEARCH, sample) for sample in range(samples)]
     wanted = [*chain(*draws), *counted]
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,16 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cadis_ray.config import Study, configuration, trial_values
+from cadis_ray.config import Study, configuration, max_epochs
+from cadis_ray.data import load
+from cadis_ray.engine.sampling import draw
 from cadis_ray.engine.trial import Pool, run_trial, worker_bundle
+from cadis_ray.engine.warm_start import warm_trials
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.packing import unpack
-from cadis_ray.space import distributions, suggest
+from cadis_ray.results import Estimate
+from cadis_ray.space import distributions, grid
+from cadis_ray.summary import clean_limit, estimate_from, scores
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 ENDED = ("complete", "pruned", "failed")
@@ -27,7 +32,8 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
     todo = len(study.baselines) + study.trials - sum(row.state in ENDED for row in ledger.trials())
     if not todo:
         return
-    searcher = StudySearcher(study, ledger, session)
+    labels = load(study.base.data).validation.first(study.base.validation.images).labels.numpy()
+    searcher = StudySearcher(study, ledger, session, labels)
     resources = study.resources
     trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(run_dir / "training"))
     # With workers the trial itself only waits: they book their CPUs and GPUs in a placement group of their own.
@@ -62,7 +68,7 @@ def settle(study: Study, ledger: Ledger) -> None:
 
 def _all_epochs_recorded(study: Study, ledger: Ledger, number: int, parameters: dict[str, Any]) -> bool:
     settings = configuration(study, parameters).finetuning
-    return ledger.last_epoch(number) == (0 if settings.recipe == "none" else settings.epochs)
+    return ledger.last_epoch(number) == settings.last_epoch
 
 
 def _close_counted(ledger: Ledger, number: int, state: Literal["complete", "pruned"]) -> None:
@@ -77,10 +83,12 @@ class StudySearcher(Searcher):
     of the C - 1 between it knows the parameters only. So neither timing nor a restart changes what is drawn.
     """
 
-    def __init__(self, study: Study, ledger: Ledger, session: str) -> None:
+    def __init__(self, study: Study, ledger: Ledger, session: str, labels: np.ndarray) -> None:
         super().__init__()
-        self.study, self.ledger, self.session = study, ledger, session
+        self.study, self.ledger, self.session, self.labels = study, ledger, session, labels
         self.proposed: set[int] = set()
+        self.estimates: dict[int, Estimate] = {}
+        self.warm = warm_trials(study, labels)
 
     def suggest(self, trial_id: str) -> Any:
         rows = {row.number: row for row in self.ledger.trials()}
@@ -108,34 +116,55 @@ class StudySearcher(Searcher):
 
     def _draw(self, index: int, rows: dict[int, TrialRow]) -> dict[str, Any] | None:
         """Parameters of searched trial ``index``; None while a result that it needs is not there."""
+        if self.study.sampler.name == "grid":
+            return grid(self.study.space)[index]
         first, window = len(self.study.baselines), self.study.resources.concurrent_trials
-        known = [rows.get(first + i) for i in range(index - window + 1)]
-        if any(row is None or row.state not in ENDED for row in known):
+        known = [rows[first + i] for i in range(index - window + 1) if first + i in rows]
+        limit, settled = self._clean_limit(rows)
+        if not settled or len(known) < index - window + 1 or any(row.state not in ENDED for row in known):
             return None
+        past = [self._finished(parameters, found, limit) for parameters, found in self.warm]
+        past += [self._told(row, limit) for row in known]
         between = [rows[first + i] for i in range(max(0, index - window + 1), index)]
-        past = optuna.create_study(direction="maximize", sampler=make_sampler(self.study, index))
-        for row in known:
-            assert row is not None
-            past.add_trial(self._told(row))
-        for row in between:
-            past.add_trial(self._as_optuna(row, TrialState.RUNNING))
-        return suggest(past.ask(), self.study.space)
+        past += [self._as_optuna(row.parameters, TrialState.RUNNING) for row in between]
+        failed = [row.parameters for row in known if row.state == "failed"]
+        return draw(self.study, index, past, failed)
 
-    def _told(self, row: TrialRow) -> optuna.trial.FrozenTrial:
-        values = {epoch.epoch: epoch.metrics["acr"] for epoch in self.ledger.epochs(row.number)}
+    def _clean_limit(self, rows: dict[int, TrialRow]) -> tuple[float | None, bool]:
+        """The least feasible clean accuracy, and whether the baseline that it depends on has ended."""
+        constraint = self.study.objective.clean_at_least
+        if constraint is None:
+            return None, True
+        row = rows.get(list(self.study.baselines).index(constraint.baseline))
+        if row is None or row.state not in ENDED:
+            return None, False
+        return clean_limit(self.study.objective, self._estimate(row) if row.state == "complete" else None), True
+
+    def _estimate(self, row: TrialRow) -> Estimate:
+        """Of an ended trial's last epoch; computed once."""
+        if row.number not in self.estimates:
+            counts = self.ledger.epochs(row.number)[-1].counts
+            self.estimates[row.number] = estimate_from(self.study.base, self.labels, counts)
+        return self.estimates[row.number]
+
+    def _told(self, row: TrialRow, limit: float | None) -> optuna.trial.FrozenTrial:
         if row.state == "complete":
-            return self._as_optuna(row, TrialState.COMPLETE, value=values[max(values)])
+            return self._finished(row.parameters, self._estimate(row), limit)
         if row.state == "pruned":
-            return self._as_optuna(row, TrialState.PRUNED, intermediate_values=values)
-        return self._as_optuna(row, TrialState.FAIL)
+            values = {epoch.epoch: epoch.metrics["acr"] for epoch in self.ledger.epochs(row.number)}
+            return self._as_optuna(row.parameters, TrialState.PRUNED, intermediate_values=values)
+        return self._as_optuna(row.parameters, TrialState.FAIL)
 
-    def _as_optuna(self, row: TrialRow, state: TrialState, **told: Any) -> optuna.trial.FrozenTrial:
-        return create_trial(
-            state=state,
-            params=row.parameters,
-            distributions=distributions(self.study.space, row.parameters),
-            **told,
-        )
+    def _finished(self, parameters: dict[str, Any], found: Estimate, limit: float | None) -> optuna.trial.FrozenTrial:
+        values = scores(self.study.objective, found)
+        if not all(map(math.isfinite, values)):
+            return self._as_optuna(parameters, TrialState.FAIL)
+        constraints = None if limit is None else {"clean": limit - found.clean}
+        return self._as_optuna(parameters, TrialState.COMPLETE, values=values, constraints=constraints)
+
+    def _as_optuna(self, parameters: dict[str, Any], state: TrialState, **told: Any) -> optuna.trial.FrozenTrial:
+        described = distributions(self.study.space, parameters)
+        return create_trial(state=state, params=parameters, distributions=described, **told)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments for a restore that is never asked for
@@ -150,21 +179,13 @@ class StudySearcher(Searcher):
         raise NotImplementedError("a study is resumed from its ledger")
 
 
-def make_sampler(study: Study, index: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler for one trial, seeded by the study and the trial's place in it."""
-    seed = int(np.random.SeedSequence([study.seed, index]).generate_state(1)[0])
-    if study.sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=study.sampler.startup)
-
-
 def make_scheduler(study: Study) -> TrialScheduler:
     """Tune's scheduler, on the reported ``epoch``; baselines always run to their end."""
     if study.scheduler.name == "none":
         return FIFOScheduler()
     return StudyASHA(
         time_attr="epoch",
-        max_t=max(trial_values(study, "finetuning.epochs")),
+        max_t=max_epochs(study),
         grace_period=study.scheduler.grace_epochs,
         reduction_factor=study.scheduler.reduction_factor,
         stop_last_trials=False,

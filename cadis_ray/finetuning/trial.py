@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cadis_ray.config import Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
+from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
@@ -33,7 +34,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Epoch:
-    """After ``epoch`` epochs (0: untrained): rank 0's training means, and the votes (N, K + 1) of all workers."""
+    """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers."""
 
     epoch: int
     metrics: dict[str, float]
@@ -54,10 +55,10 @@ def trial_epochs(
 ) -> Iterator[Epoch]:
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
-    ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's denoised training images, of
-    which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. ``resume``: a checkpoint to
-    go on from; batches and weights are then those of an undisturbed run, because order and noise are addressed by
-    (seed, epoch). Raises NonFiniteLoss.
+    ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
+    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. ``resume``: a
+    checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
+    addressed by (seed, epoch). Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
@@ -70,13 +71,13 @@ def trial_epochs(
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
     model = worker.wrap(classifier)
     steps = -(-len(data.train.ids) // settings.batch_size)
-    for epoch in range(done, settings.epochs):
+    for epoch in range(done, settings.last_epoch):
         # Only drop path draws from it.
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
         metrics = train_epoch(
             model,
             optimiser,
-            _batches(data.train, denoised_train(epoch), settings, seed, epoch, worker),
+            _batches(data.train, configuration.data.augmentation, denoised_train(epoch), settings, seed, epoch, worker),
             settings,
             epoch=epoch,
             first_step=epoch * steps,
@@ -85,11 +86,17 @@ def trial_epochs(
             selection_classifier=frozen,
         )
         counts = _count(classifier, data, denoised_validation, worker)
-        yield Epoch(epoch + 1, metrics, counts, classifier, optimiser)
+        yield Epoch(epoch + 1, _of_all(metrics, worker), counts, classifier, optimiser)
 
 
 def _batches(
-    train: Split, denoised: np.ndarray, settings: FineTuning, seed: int, epoch: int, worker: Worker
+    train: Split,
+    augmentation: Augmentation,
+    denoised: np.ndarray,
+    settings: FineTuning,
+    seed: int,
+    epoch: int,
+    worker: Worker,
 ) -> Iterator[list[Batch]]:
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(train.ids))
     for start in range(0, len(order), settings.batch_size):
@@ -100,13 +107,23 @@ def _batches(
         size = -(-len(mine) // settings.accumulation)
         yield [
             Batch(
-                (2 * train.images[part] - 1).to(worker.device),
+                (2 * train.augmented(part, epoch, seed, augmentation) - 1).to(worker.device),
                 torch.from_numpy(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
                 train.labels[part].to(worker.device),
                 scale=len(part) * worker.world / len(rows),
             )
             for part in (mine[first : first + size] for first in range(0, len(mine), size))
         ]
+
+
+def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
+    """Means over the images of all workers from those of this one; what is the same everywhere stays."""
+    images = metrics["images"]
+    sums = torch.tensor([value * images for value in metrics.values()], dtype=torch.float64).to(worker.device)
+    share = torch.tensor(images, dtype=torch.float64).to(worker.device)
+    worker.add(sums)
+    worker.add(share)
+    return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
 
 
 def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: Worker) -> np.ndarray:

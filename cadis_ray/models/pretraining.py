@@ -6,7 +6,7 @@ label, a validation image or a test image.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,60 +15,71 @@ from torch import Tensor
 from cadis_ray.models.classifiers import Classifier
 from cadis_ray.models.denoisers import Denoiser
 
+Read = Callable[[Tensor, int], Tensor]
+
 
 def pretrain_classifier(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch_size: int = 64
-) -> Iterator[float]:
-    """Train in place on images (N, C, H, W) in [0, 1], every other batch shifted by up to one pixel, on average.
+    classifier: Classifier, labels: Tensor, read: Read, *, epochs: int, rate: float, generator: torch.Generator,
+    batch_size: int = 64,
+) -> Iterator[float]:  # fmt: skip
+    """Train in place on images with labels (N,); ``read(rows, epoch)`` gives them augmented, (B, C, H, W) in [0, 1].
 
-    Yields each epoch's mean loss.
+    ``rate``: the largest learning rate. Yields each epoch's mean loss.
     """
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * math.ceil(len(images) / batch_size)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=4e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    padded = F.pad(2 * images - 1, (1, 1, 1, 1), value=-1.0)
-    size = images.shape[-1]
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.05)
+    steps = epochs * math.ceil(len(labels) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     classifier.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
         total = 0.0
-        for rows in torch.randperm(len(images), generator=generator).split(batch_size):
-            shifted = torch.rand((), generator=generator) < 0.5
-            top, left = torch.randint(3, (2,), generator=generator).tolist() if shifted else (1, 1)
-            logits = classifier(padded[rows, :, top : top + size, left : left + size])
+        for rows in torch.randperm(len(labels), generator=generator).split(batch_size):
+            logits = classifier(2 * read(rows, epoch) - 1)
             loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)
-        yield total / len(images)
+        yield total / len(labels)
     classifier.eval()
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Read:
+    """Every other batch of images (N, C, H, W) shifted by up to one pixel, into zeros."""
+    padded, size = F.pad(images, (1, 1, 1, 1)), images.shape[-1]
+
+    def read(rows: Tensor, epoch: int) -> Tensor:
+        moved = torch.rand((), generator=generator) < 0.5
+        top, left = torch.randint(3, (2,), generator=generator).tolist() if moved else (1, 1)
+        return padded[rows, :, top : top + size, left : left + size]
+
+    return read
 
 
 def pretrain_denoiser(
     denoiser: Denoiser,
-    images: Tensor,
+    read: Read,
+    images: int,
     *,
     steps: int,
     seed: int,
+    timesteps: int | None = None,
     batch_size: int = 64,
     report_every: int = 500,
 ) -> Iterator[tuple[int, float]]:
-    """Train in place on images (N, C, H, W) in [0, 1]; yields (step, mean loss since the last).
+    """Train in place on ``images`` images; yields (step, mean loss since the last) and ends with averaged weights.
 
-    Ends with averaged weights.
+    ``read(rows, step)`` gives images (B, C, H, W) in [0, 1]; ``timesteps``: the first ones alone, None: all.
     """
     generator = torch.Generator().manual_seed(seed)
     denoiser.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     average = copy.deepcopy(denoiser.state_dict())
-    x_start = 2 * images - 1
     total = 0.0
     for step in range(1, steps + 1):
-        batch = x_start[torch.randint(len(images), (batch_size,), generator=generator)]
-        t = torch.randint(denoiser.schedule.steps, (batch_size,), generator=generator)
+        batch = 2 * read(torch.randint(images, (batch_size,), generator=generator), step) - 1
+        t = torch.randint(timesteps or denoiser.schedule.steps, (batch_size,), generator=generator)
         noise = torch.randn(batch.shape, generator=generator)
         loss = denoiser.training_loss(batch, t, noise)
         optimiser.zero_grad()

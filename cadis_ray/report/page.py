@@ -72,7 +72,7 @@ def summary(result: StudyResult) -> str:
     text = f"{searched} configurations and {len(result.trials) - searched} baselines were tried."
     if result.winner is None:
         return f"{text} There is no winner yet."
-    text += f" The winner is {result.winner}, chosen by its estimated ACR on validation images."
+    text += f" The winner is {result.winner}, chosen by the study's objective, estimated on validation images."
     for name in result.certificates:
         paired = difference(result, name)
         if paired:

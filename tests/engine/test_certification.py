@@ -1,6 +1,7 @@
 """Votes do not depend on who counts them, nor on how often the counting is disturbed."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -20,15 +21,17 @@ from cadis_ray.config import Resources, changed, load_study
 from cadis_ray.console import Progress
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import certify_models, count_models, estimate_models
-from cadis_ray.errors import IntegrityError
+from cadis_ray.errors import DataError, IntegrityError
 from cadis_ray.evidence import recompute, verify, write_evidence
 from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.models.checkpoints import read_state, write_safetensors
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.report.files import write_certificates
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
+CLASSIFIER = "package:digits_classifier.safetensors"
 SMALL = {"images": 5, "n0": 20, "n": 130, "radii": [0.25, 0.5]}
 RESOURCES = Resources(batch_size=64)
 
@@ -125,6 +128,25 @@ def test_an_estimate_is_near_the_certificates_and_says_its_samples(tmp_path: Pat
     assert 0 < found.acr < 0.8
 
 
+@pytest.mark.usefixtures("in_process")
+def test_bf16_is_another_classifier_with_votes_of_its_own(tmp_path: Path) -> None:
+    exact, rounded = (votes(tmp_path, request("half", precision=p))["half"] for p in ("float32", "bf16"))
+    assert len({source.denoiser for source in CountsStore(tmp_path).load()}) == 2
+    moved = np.abs(exact[Stream.ESTIMATION] - rounded[Stream.ESTIMATION]).sum() / 2
+    assert 0 < moved < 0.03 * exact[Stream.ESTIMATION].sum()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("value", "why"), [(math.nan, "not finite"), (0.0, "dead model")])
+def test_a_dead_classifier_is_refused_by_name(tmp_path: Path, value: float, why: str) -> None:
+    asked = request("half")
+    weights = {key: torch.full_like(tensor, value) for key, tensor in read_state(CLASSIFIER).items()}
+    write_safetensors(tmp_path / "dead.safetensors", weights)
+    dead = Model(changed(asked.base, {"classifier.checkpoint": str(tmp_path / "dead.safetensors")}), None)
+    with pytest.raises(DataError, match=f"dead: .*{why}"):
+        votes(tmp_path / "counts", Request(asked.base, {"dead": dead}, 0))
+
+
 @pytest.fixture
 def written(tmp_path: Path, in_process: None) -> Path:
     asked = request("half", "own")
@@ -209,7 +231,7 @@ def counted(folder: Path) -> Any:
 
 
 def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> None:
-    """One actor undisturbed; four, one of which is killed; two, whose driver is killed, resumed."""
+    """One actor undisturbed; three, one of which is killed; two, whose driver is killed, resumed."""
     arguments = [DIGITS, "--images", 12, "--n0", 50, "--n", 2000, "--batch-size", 128]
 
     def start(name: str, *more: object) -> subprocess.Popen[str]:
@@ -225,8 +247,8 @@ def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> 
         assert driver.returncode == 0, output
 
     ended(start("one", "--actors", 1))
-    driver = start("four", "--actors", 4)
-    until_counted(driver, "four")
+    driver = start("three", "--actors", 3)
+    until_counted(driver, "three")
     actors = subprocess.run(
         ["pgrep", "-f", "ray::MapWorker"], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -237,7 +259,7 @@ def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> 
     driver.kill()
     driver.communicate()
     ended(start("two", "--actors", 2, "--resume"))
-    assert counted(tmp_path / "one") == counted(tmp_path / "four") == counted(tmp_path / "two")
-    tables = {(tmp_path / name / "certificates" / "digits.jsonl").read_text() for name in ("one", "four", "two")}
+    assert counted(tmp_path / "one") == counted(tmp_path / "three") == counted(tmp_path / "two")
+    tables = {(tmp_path / name / "certificates" / "digits.jsonl").read_text() for name in ("one", "three", "two")}
     assert len(tables) == 1
     assert verify(tmp_path / "two") == []

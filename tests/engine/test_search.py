@@ -1,40 +1,58 @@
 """What is drawn depends on the seed and on results, never on timing or restarts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cadis_ray.config import Study, load_study
+from cadis_ray.engine.sampling import draw
 from cadis_ray.engine.search import StudySearcher, settle
+from cadis_ray.errors import UsageError
 from cadis_ray.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
-COUNTS = np.array([[3, 1, 0]])
+LABELS = np.zeros(20, dtype=np.int64)
+
+
+def votes(share: float, samples: int = 100) -> np.ndarray:
+    """Counts of 20 images of class 0 whose label gets this share of the votes, a tenth more or less by image."""
+    right = np.clip(np.rint(samples * (share + np.linspace(-0.1, 0.1, 20))), 0, samples).astype(np.int32)
+    return np.stack([right, samples - right, np.zeros_like(right)], axis=1)
+
+
+COUNTS = votes(0.75)
+
+
+SAMPLERS = ("tpe", "gp", "random", "nsga2")
+
+
+def with_(study: Study, **changes) -> Study:
+    """The study, checked again, with top-level sections replaced."""
+    return Study.model_validate_json(json.dumps(study.model_dump(mode="json") | changes))
 
 
 @pytest.fixture(scope="module")
 def study() -> Study:
     study = load_study(REPOSITORY / "search_spaces" / "digits.yaml")
-    sampler = study.sampler.model_copy(update={"startup": 2})
-    return study.model_copy(update={"trials": 7, "sampler": sampler})
+    return with_(study, trials=7, sampler={"name": "tpe", "startup": 2}, objective={"maximise": "acr"})
 
 
 def score(parameters: dict) -> float:
-    return parameters["finetuning.adv_weight"] - parameters["finetuning.attack_radius"]
+    """A share of votes."""
+    return 0.5 + parameters.get("finetuning.adv_weight", 1) / 20 - parameters.get("finetuning.attack_radius", 0) / 4
 
 
 def end(ledger: Ledger, drawn: dict, state: str = "complete") -> None:
     if state == "complete":
-        ledger.record_epoch(
-            drawn["number"], 1, {"acr": score(drawn["parameters"]) if not drawn["baseline"] else 0.1}, COUNTS
-        )
+        ledger.record_epoch(drawn["number"], 1, {"acr": 0.1}, votes(score(drawn["parameters"])))
     ledger.close_trial(drawn["number"], state)  # pyright: ignore[reportArgumentType]
 
 
 def drive(study: Study, ledger: Ledger, last_first: bool, restarts: int = 0) -> list[dict]:
     """Run all trials at most two at a time, ending either the older or the newer of them first."""
-    searcher, running, done = StudySearcher(study, ledger, "session-000"), [], []
+    searcher, running, done = StudySearcher(study, ledger, "session-000", LABELS), [], []
     while True:
         while len(running) < study.resources.concurrent_trials:
             drawn = searcher.suggest("any")
@@ -48,14 +66,20 @@ def drive(study: Study, ledger: Ledger, last_first: bool, restarts: int = 0) -> 
         done.append(ended)
         if restarts:  # the driver is killed: what ran is lost, what ended stays
             restarts -= 1
-            searcher, running = StudySearcher(study, ledger, "session-001"), []
+            searcher, running = StudySearcher(study, ledger, "session-001", LABELS), []
 
 
 def parameters(drawn: list[dict]) -> list[dict]:
     return [trial["parameters"] for trial in drawn]
 
 
-def test_order_of_ends_and_restarts_change_nothing(study: Study, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objective", [{"maximise": "acr"}, {"maximise": ["acr", "clean"]}], ids=["one", "two"])
+def test_order_of_ends_and_restarts_change_nothing(study: Study, tmp_path: Path, sampler: str, objective: dict) -> None:
+    limited = {"clean_at_least": {"baseline": "off_the_shelf", "minus": 0.05}}
+    if sampler == "gp":  # fits a model for each draw
+        study = with_(study, trials=4)
+    study = with_(study, sampler={"name": sampler, "startup": 2, "population": 2}, objective=objective | limited)
     runs = []
     for name, last_first, restarts in (("a", False, 0), ("b", True, 0), ("c", False, 4), ("d", True, 7)):
         with Ledger(tmp_path / name) as ledger:
@@ -70,7 +94,7 @@ def test_a_trial_knows_the_results_before_its_window_and_no_later_ones(study: St
 
     def drawn_after(results: dict[int, float], name: str) -> list[dict]:
         with Ledger(tmp_path / name) as ledger:
-            searcher = StudySearcher(study, ledger, "session-000")
+            searcher = StudySearcher(study, ledger, "session-000", LABELS)
             for _ in range(first):
                 end(ledger, searcher.suggest("any"))
             drawn = []
@@ -78,11 +102,11 @@ def test_a_trial_knows_the_results_before_its_window_and_no_later_ones(study: St
                 trial = searcher.suggest("any")
                 drawn.append(trial["parameters"])
                 value = results.get(index, score(trial["parameters"]))
-                ledger.record_epoch(first + index, 1, {"acr": value}, COUNTS)
+                ledger.record_epoch(first + index, 1, {"acr": 0.1}, votes(value))
                 ledger.close_trial(first + index, "complete")
             return drawn
 
-    usual, changed = drawn_after({}, "usual"), drawn_after({3: 1e3}, "changed")
+    usual, changed = drawn_after({}, "usual"), drawn_after({3: 1.1}, "changed")
     window = study.resources.concurrent_trials
     assert changed[: 3 + window] == usual[: 3 + window]
     assert changed[3 + window :] != usual[3 + window :]
@@ -90,7 +114,7 @@ def test_a_trial_knows_the_results_before_its_window_and_no_later_ones(study: St
 
 def test_waits_for_the_results_it_needs(study: Study, tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
-        searcher = StudySearcher(study, ledger, "session-000")
+        searcher = StudySearcher(study, ledger, "session-000", LABELS)
         for _ in study.baselines:
             end(ledger, searcher.suggest("any"))
         older, newer = searcher.suggest("any"), searcher.suggest("any")
@@ -102,9 +126,9 @@ def test_waits_for_the_results_it_needs(study: Study, tmp_path: Path) -> None:
 
 def test_a_running_trial_of_a_killed_driver_goes_on_from_its_checkpoint(study: Study, tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
-        StudySearcher(study, ledger, "session-000").suggest("any")
+        StudySearcher(study, ledger, "session-000", LABELS).suggest("any")
         ledger.record_epoch(0, 1, {"acr": 0.1}, COUNTS, "/somewhere/epoch-0001")
-        again = StudySearcher(study, ledger, "session-001").suggest("any")
+        again = StudySearcher(study, ledger, "session-001", LABELS).suggest("any")
     assert again["number"] == 0
     assert again["resume"] == "/somewhere/epoch-0001"
 
@@ -113,7 +137,7 @@ def test_a_trial_whose_end_was_not_heard_of_is_complete(study: Study, tmp_path: 
     """Killed between the last epoch and the end: nothing is left to run, and nothing may run again."""
     recorded = {"acr": 0.1, "trainable_parameters": 9}
     with Ledger(tmp_path / "ledger") as ledger:
-        searcher = StudySearcher(study, ledger, "session-000")
+        searcher = StudySearcher(study, ledger, "session-000", LABELS)
         assert [searcher.suggest("any")["number"] for _ in study.baselines] == [0, 1]
         ledger.record_epoch(0, 0, recorded, COUNTS)
         ledger.record_epoch(1, study.base.finetuning.epochs - 1, recorded, COUNTS)
@@ -124,4 +148,114 @@ def test_a_trial_whose_end_was_not_heard_of_is_complete(study: Study, tmp_path: 
         assert [row.state for row in ledger.trials()] == ["complete", "complete"]
         assert ledger.trials()[1].checkpoint == "/last"
         assert ledger.trials()[1].trainable_parameters == 9
-        assert StudySearcher(study, ledger, "session-001").suggest("any")["number"] == 2
+        assert StudySearcher(study, ledger, "session-001", LABELS).suggest("any")["number"] == 2
+
+
+def test_nsga2_breeds_from_the_generations_of_the_rebuilt_study(study: Study, tmp_path: Path) -> None:
+    """Children of a population whose parameters are all alike are mostly alike too; random draws are not."""
+    study = with_(study, sampler={"name": "nsga2", "population": 4})
+    parent = {
+        "finetuning.adv_weight": 2.0, "finetuning.attack_radius": 0.2,
+        "finetuning.num_noises": 4, "finetuning.lora.r": 8,
+    }  # fmt: skip
+    with Ledger(tmp_path / "ledger") as ledger:
+        searcher = StudySearcher(study, ledger, "session-000", LABELS)
+        for number in range(2 + 8):
+            baseline = number < 2
+            ledger.open_trial(number, f"t{number}", "b" if baseline else None, {} if baseline else parent)
+            ledger.record_epoch(number, 1, {"acr": 0.1}, COUNTS)
+            ledger.close_trial(number, "complete")
+        past = [searcher._told(row, None) for row in ledger.trials()[2:]]
+    children = [draw(study, index, [*past], []) for index in range(10, 20)]
+    kept = sum(child[path] == value for child in children for path, value in parent.items())
+    assert kept >= 20
+
+
+def test_a_trial_waits_for_the_baseline_that_limits_it(study: Study, tmp_path: Path) -> None:
+    limited = with_(study, objective={"maximise": "acr", "clean_at_least": {"baseline": "cross_entropy"}})
+    with Ledger(tmp_path / "ledger") as ledger:
+        searcher = StudySearcher(limited, ledger, "session-000", LABELS)
+        shelf, entropy = searcher.suggest("any"), searcher.suggest("any")
+        end(ledger, shelf)
+        assert searcher.suggest("any") is None
+        end(ledger, entropy)
+        assert searcher.suggest("any")["number"] == 2
+
+
+def test_optuna_is_told_metrics_from_the_counts_and_the_missing_clean_accuracy(study: Study, tmp_path: Path) -> None:
+    metrics = [{"certified_accuracy": 0.25}, "clean"]
+    limited = with_(study, objective={
+        "maximise": metrics, "clean_at_least": {"baseline": "off_the_shelf", "minus": 0.25}
+    })  # fmt: skip
+    sure = np.array([[100, 0, 0]] * 20)
+    half = np.concatenate([sure[:10], sure[:10, [1, 0, 2]]])
+    with Ledger(tmp_path / "ledger") as ledger:
+        searcher = StudySearcher(limited, ledger, "session-000", LABELS)
+        for counts in (sure, sure, half):
+            drawn = searcher.suggest("any")
+            ledger.record_epoch(drawn["number"], 1, {"acr": 9.0}, counts)
+            ledger.close_trial(drawn["number"], "complete")
+        rows = {row.number: row for row in ledger.trials()}
+        limit, settled = searcher._clean_limit(rows)
+        told = searcher._told(rows[2], limit)
+    assert settled
+    assert limit == pytest.approx(0.75, abs=0.01)
+    assert told.values == pytest.approx([0.5, 0.5], abs=0.01)
+    assert told.constraints["clean"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_grid_runs_every_combination_once(study: Study, tmp_path: Path) -> None:
+    space = {"finetuning.num_noises": {"choices": [2, 4]}, "finetuning.lora.r": {"choices": [2, 4, 8]}}
+    study = with_(study, trials=6, sampler={"name": "grid"}, space=space)
+    with Ledger(tmp_path / "a") as one, Ledger(tmp_path / "b") as two:
+        drawn, again = parameters(drive(study, one, False)), parameters(drive(study, two, True, restarts=5))
+    assert drawn == again
+    expected = {(noises, rank) for noises in (2, 4) for rank in (2, 4, 8)}
+    assert {(trial["finetuning.num_noises"], trial["finetuning.lora.r"]) for trial in drawn[2:]} == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_failed_configuration_is_not_drawn_again(study: Study, sampler: str) -> None:
+    """Of two configurations one failed: only the other is left; where both failed, a draw still ends."""
+    space = {"finetuning.num_noises": {"choices": [2, 4]}}
+    study = with_(study, sampler={"name": sampler, "startup": 2}, space=space)
+    two, four = {"finetuning.num_noises": 2}, {"finetuning.num_noises": 4}
+    assert {draw(study, index, [], [])["finetuning.num_noises"] for index in range(12)} == {2, 4}
+    assert all(draw(study, index, [], [two]) == four for index in range(12))
+    assert draw(study, 0, [], [two, four]) in (two, four)
+
+
+def ended_run(folder: Path, study: Study) -> Path:
+    folder.mkdir()
+    (folder / "study.json").write_text(study.model_dump_json())
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        drive(study, ledger, False)
+    return folder
+
+
+def test_a_warm_start_is_learnt_from_and_no_trial_of_the_study(study: Study, tmp_path: Path) -> None:
+    before = ended_run(tmp_path / "before", study)
+    after = with_(study, seed=1, warm_start=[str(before)])
+    with Ledger(tmp_path / "cold") as cold, Ledger(tmp_path / "warm") as warm:
+        usual = parameters(drive(with_(study, seed=1), cold, False))
+        informed = parameters(drive(after, warm, False))
+        assert len(warm.trials()) == len(study.baselines) + study.trials
+        searcher = StudySearcher(after, warm, "session-001", LABELS)
+    with Ledger(before / "ledger.sqlite") as ledger:
+        complete = [row for row in ledger.trials() if row.baseline is None and row.state == "complete"]
+    assert [found for found, _ in searcher.warm] == [row.parameters for row in complete]
+    assert informed != usual
+
+
+def test_a_run_that_is_not_comparable_is_refused_with_what_differs(study: Study, tmp_path: Path) -> None:
+    before = ended_run(tmp_path / "before", study)
+    base = study.base.model_dump(mode="json")
+    base["sigma"] = 0.25
+    base["finetuning"]["epochs"] += 1
+    other = with_(study, base=base, warm_start=[str(before)])
+    narrow = study.model_dump(mode="json")["space"] | {"finetuning.adv_weight": {"low": 100, "high": 200}}
+    with Ledger(tmp_path / "ledger") as ledger:
+        with pytest.raises(UsageError, match=r"different: sigma, finetuning\.epochs$"):
+            StudySearcher(other, ledger, "session-000", LABELS)
+        with pytest.raises(UsageError, match=r"outside this study's space: finetuning\.adv_weight = "):
+            StudySearcher(with_(study, space=narrow, warm_start=[str(before)]), ledger, "session-000", LABELS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from cadis_ray.config import configuration, load_study
@@ -44,8 +44,12 @@ def trained(worker: Worker) -> tuple[list[dict[str, float]], np.ndarray, dict[st
 
 def process(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+
+    def add(tensor: torch.Tensor) -> None:
+        dist.all_reduce(tensor)
+
     wrap = partial(DistributedDataParallel, broadcast_buffers=False)
-    found = trained(Worker(rank, world, "cpu", wrap, lambda tensor: dist.all_reduce(tensor)))
+    found = trained(Worker(rank, world, "cpu", wrap, add))
     if rank == 0:
         torch.save(found, folder / "found")
     dist.destroy_process_group()
@@ -53,7 +57,7 @@ def process(rank: int, world: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_workers_train_as_one(tmp_path: Path, world: int) -> None:
-    mp.spawn(process, (world, tmp_path), nprocs=world)
+    spawn(process, (world, tmp_path), nprocs=world)
     metrics, votes, state = torch.load(tmp_path / "found", weights_only=False)
     expected, expected_votes, expected_state = trained(Worker())
     for ours, theirs in zip(metrics, expected, strict=True):

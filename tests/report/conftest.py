@@ -19,7 +19,8 @@ def certificates(name: str, radius: list[float], correct: list[int], predict: li
     n = len(radius)
     return Certificates(
         name, "protocol", 0.25, 100, 10_000, 0.001, np.arange(n) * 7, np.full(n, 3), np.array(predict),
-        np.array(radius), np.array(correct), np.full(n, 3725.0625), np.zeros((n, 11), int), np.zeros((n, 11), int), np.full(n, 0.5),
+        np.array(radius), np.array(correct), np.full(n, 3725.0625),
+        np.zeros((n, 11), int), np.zeros((n, 11), int), np.full(n, 0.5),
     )  # fmt: skip
 
 

@@ -1,0 +1,68 @@
+"""Rules about a study's search: which sampler supports what, and what an objective refers to."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cadis_ray.config import Distribution, Objective, Sampler
+from cadis_ray.explain import Finding, findings, got, section
+from cadis_ray.space import grid
+from cadis_ray.strict_yaml import KeyPath
+
+RELATIVE = ("gp", "nsga2")  # they model parameters that every trial has, and draw the others at random
+
+
+def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> Iterator[Finding]:
+    """What is wrong between the search's own sections; silent on a section that ``bad`` touches."""
+    if not isinstance(raw, dict):
+        return
+    faulty = {path[0] for path in bad if path}
+    if "objective" not in faulty:
+        objective = Objective.model_validate(section(raw, "objective"))
+        yield from _objective(objective, section(raw, "baselines"), values.get("certification.radii"))
+        if section(raw, "scheduler").get("name") == "asha" and objective.metrics != ("acr",):
+            yield Finding(("scheduler", "name"), "got 'asha'; need 'none': asha compares trials by acr alone")
+    if not faulty & {"space", "sampler", "trials"}:
+        yield from _sampler(raw, Sampler.model_validate(section(raw, "sampler")).name)
+    if "warm_start" not in faulty:
+        for place, folder in enumerate(raw.get("warm_start", ())):
+            if not Path(folder).is_absolute() or not (Path(folder) / "ledger.sqlite").is_file():
+                text = f"got {got(folder)}; need the absolute path of a run's folder, with ledger.sqlite in it"
+                yield Finding(("warm_start", place), text)
+
+
+def _objective(objective: Objective, baselines: Mapping[str, Any], radii: Any) -> Iterator[Finding]:
+    if len(set(objective.metrics)) < len(objective.metrics):
+        yield Finding(("objective", "maximise"), "got one metric twice; need two different ones")
+    for metric in objective.metrics:
+        if not isinstance(metric, str) and radii is not None and metric.certified_accuracy not in radii:
+            listed = ", ".join(f"{radius:g}" for radius in radii)
+            text = f"got radius {metric.certified_accuracy:g}; need one of certification.radii: {listed}"
+            yield Finding(("objective", "maximise"), text)
+    limit = objective.clean_at_least
+    if limit is not None and limit.baseline not in baselines:
+        text = f"got {got(limit.baseline)}; need the name of a baseline: {', '.join(baselines) or 'there is none'}"
+        yield Finding(("objective", "clean_at_least", "baseline"), text)
+
+
+def _sampler(raw: Any, name: str) -> Iterator[Finding]:
+    given = section(raw, "space")
+    if any(findings(Distribution, part) for part in given.values()):
+        return
+    space = {path: Distribution.model_validate(part) for path, part in given.items()}
+    if name in RELATIVE:
+        for path, part in space.items():
+            if part.when:
+                text = f"sampler {name} models no conditional parameter; need sampler tpe or random"
+                yield Finding(("space", path, "when"), text, at_key=True)
+    if name != "grid":
+        return
+    ranges = [path for path, part in space.items() if part.choices is None]
+    for path in ranges:
+        yield Finding(("space", path), "got a range; need choices where the sampler is grid")
+    if raw.get("warm_start"):
+        yield Finding(("warm_start",), "got runs; need none where the sampler is grid: it learns nothing")
+    if not ranges and all(parent in space for part in space.values() for parent in part.when):
+        size = len(grid(space))
+        if raw.get("trials") != size:
+            yield Finding(("trials",), f"got {raw.get('trials')}; need {size}, the combinations of the grid")
