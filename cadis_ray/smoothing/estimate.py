@@ -20,12 +20,10 @@ SCHEDULE = (32, 128, 512)
 FAILURES = 2
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Votes = tuple[ArrayLike, ArrayLike]  # (k, n) of one model
 
 # p_A: 60 points below 1/2, where nothing is certified; above, Phi(u), as the radius is linear in u.
 GRID: Floats = np.concatenate([(np.arange(60) + 0.5) / 120, special.ndtr(np.arange(0, 5.01, 0.02))])
-
-
-Votes = tuple[ArrayLike, ArrayLike]  # (k, n) of one model
 
 
 def next_samples(k: ArrayLike, n: ArrayLike, schedule: Sequence[int] = SCHEDULE, failures: int = FAILURES) -> Integers:

@@ -5,13 +5,18 @@ from scipy import special, stats
 from cadis_ray.smoothing.bounds import certified_radius
 from cadis_ray.smoothing.estimate import (
     GRID,
+    SCHEDULE,
     acr_at,
     certified_accuracy_at,
+    contributions,
     estimate,
     mean_radius,
+    next_samples,
     npmle,
+    paired_se,
     resampled_acr,
 )
+from cadis_ray.smoothing.metrics import paired_difference
 
 ALPHA = 0.001
 
@@ -59,38 +64,55 @@ DISTRIBUTIONS = {
 }
 
 
-def votes(rng, p, schedule):
-    """Label votes with ``schedule`` samples, going on while at most two fail."""
-    n = np.full(len(p), schedule[0])
-    k = rng.binomial(n, p)
-    for more in schedule[1:]:
-        on = n - k <= 2
-        k, n = np.where(on, k + rng.binomial(more - n, p), k), np.where(on, more, n)
+def votes(rng, p, schedule=SCHEDULE):
+    """Label votes (k, n) of images with p_A = p, with ``schedule`` samples, going on while at most two fail."""
+    k = n = np.zeros(np.shape(p), np.int64)
+    for _ in schedule:
+        following = next_samples(k, n, schedule)
+        k, n = k + rng.binomial(following - n, p), following
     return k, n
 
 
-@pytest.mark.parametrize("schedule", [(64,), (32, 128, 512)])
+def population_acr(p, at_n, sigma=0.5):
+    """Expected ACR of images p: rho is smooth in u = Phi^-1(p), so that it may be read off a table."""
+    u = np.arange(0, 7.1, 0.01)
+    return sigma * np.interp(special.ndtri(p), u, mean_radius(special.ndtr(u), at_n, ALPHA), left=0).mean()
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_acr_is_recovered_within_two_standard_errors(name, schedule):
+def test_acr_is_recovered_within_two_standard_errors(name):
     rng = np.random.default_rng(0)
-    large = DISTRIBUTIONS[name](rng, 500_000).clip(1e-9, 1 - 1e-12)
-    for at_n in (10_000, 100_000):
-        # rho is smooth in u = Phi^-1(p), so that truth may be read off a table of it
-        u = np.arange(0, 7.1, 0.01)
-        truth = np.interp(special.ndtri(large), u, mean_radius(special.ndtr(u), at_n, ALPHA), left=0).mean() * 0.5
-        found = [
-            estimate(
-                *votes(rng, DISTRIBUTIONS[name](rng, 400), schedule),
-                sigma=0.5,
-                alpha=ALPHA,
-                at_n=at_n,
-                radii=(0.0,),
-            )
-            for _ in range(4)
-        ]
-        errors = [(one.acr - truth) / one.se for one in found]
-        assert abs(np.median(errors)) < 2
-        assert abs(np.mean(errors)) < 2
+    truth = population_acr(DISTRIBUTIONS[name](rng, 500_000).clip(1e-9, 1 - 1e-12), 100_000)
+    found = [
+        estimate(*votes(rng, DISTRIBUTIONS[name](rng, 1_600)), sigma=0.5, alpha=ALPHA, at_n=100_000, radii=(),
+                 resamples=50)
+        for _ in range(40)
+    ]  # fmt: skip
+    errors = np.array([(one.acr - truth) / one.se for one in found])
+    assert (np.abs(errors) < 2).sum() >= 35  # P(Bin(40, .954) < 35) = .01
+    assert abs(errors.mean()) < 0.6
+
+
+def test_samples_grow_while_at_most_two_fail():
+    k = np.array([0, 30, 29, 32, 126, 125, 128, 512, 510, 0])
+    n = np.array([0, 32, 32, 32, 128, 128, 128, 512, 512, 32])
+    assert next_samples(k, n).tolist() == [32, 128, 32, 128, 512, 128, 512, 512, 512, 32]
+    assert next_samples(k, n, (32, 128)).tolist() == [32, 128, 32, 128, 128, 128, 128, 512, 512, 32]
+    assert next_samples([36, 40], [40, 40], (32, 64), failures=3).tolist() == [40, 64]
+
+
+@pytest.mark.parametrize(("schedule", "failures"), [((), 2), ((0, 32), 2), ((32, 32), 2), ((64, 32), 2), ((32,), -1)])
+def test_an_impossible_schedule_is_refused(schedule, failures):
+    with pytest.raises(ValueError, match="schedule must increase"):
+        next_samples([1], [1], schedule, failures)
+
+
+def test_many_data_sets_at_once_are_as_one_by_one():
+    rng = np.random.default_rng(4)
+    k, n = votes(rng, rng.beta(2, 0.5, (2, 3, 200)))
+    together = npmle(k, n)[1]
+    alone = [[npmle(k[i, j], n[i, j])[1] for j in range(3)] for i in range(2)]
+    assert together == pytest.approx(np.array(alone), rel=1e-9, abs=1e-15)
 
 
 def test_standard_errors_are_those_of_repetition():
@@ -147,7 +169,79 @@ def test_the_grid_reaches_both_ends_in_order():
     assert 0.5 in GRID
 
 
-@pytest.mark.parametrize(("k", "n"), [([], []), ([3], [2]), ([-1], [2]), ([0], [0]), ([0.5], [2]), ([[1]], [[2]])])
+SETTINGS = {"sigma": 0.5, "alpha": ALPHA, "at_n": 10_000}
+
+
+def test_the_mean_contribution_is_the_estimate_and_its_error_the_bootstraps():
+    rng = np.random.default_rng(5)
+    k, n = votes(rng, rng.beta(2, 0.3, 800))
+    each = contributions(k, n, **SETTINGS)
+    assert each.mean() == pytest.approx(acr_at(*npmle(k, n), 10_000, ALPHA, 0.5), rel=1e-9)
+    bootstrap = resampled_acr(k, n, **SETTINGS, resamples=1_000).std(ddof=1)
+    assert each.std(ddof=1) / np.sqrt(800) == pytest.approx(bootstrap, rel=0.1)
+
+
+def test_contributions_are_the_change_by_one_more_such_image():
+    rng = np.random.default_rng(6)
+    k, n = votes(rng, rng.beta(2, 0.3, 50))
+    each = contributions(k, n, **SETTINGS)
+    times = 1_000
+    many = [np.repeat(column, times) for column in (k, n)]
+    for i in (int(each.argmin()), int(each.argmax()), 0, 1, 2):
+        sums = [
+            len(data[0]) * acr_at(*npmle(*data), 10_000, ALPHA, 0.5)
+            for data in (many, [np.append(column, part[i]) for column, part in zip(many, (k, n), strict=True)])
+        ]
+        assert sums[1] - sums[0] == pytest.approx(each[i], rel=1e-2, abs=1e-2)
+
+
+def test_the_paired_error_is_that_of_the_difference_over_repetitions():
+    rng = np.random.default_rng(7)
+
+    def pair():
+        p = rng.beta(2, 0.5, 400)
+        return votes(rng, p), votes(rng, 0.98 * p)
+
+    found = [pair() for _ in range(100)]
+    differences = [np.subtract(*(contributions(*one, **SETTINGS).mean() for one in both)) for both in found]
+    errors = [paired_se(*both, **SETTINGS, resamples=50) for both in found[:20]]
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.25)
+    unpaired = np.hypot(*(resampled_acr(*one, **SETTINGS, resamples=50).std() for one in found[0]))
+    assert np.mean(errors) < 0.7 * unpaired
+    with pytest.raises(ValueError, match="same images"):
+        paired_se(found[0][0], ([1, 2], [3, 3]), **SETTINGS)
+
+
+def test_the_best_of_equal_models_looks_better_than_it_is_and_its_certificate_does_not():
+    """The null experiment: 30 models that differ image by image but not in ACR, one search after another."""
+    rng = np.random.default_rng(8)
+    models, images, at_n, repetitions = 30, 400, 1_000, 120
+    radii = certified_radius(np.arange(at_n + 1), at_n, ALPHA, 0.5)
+
+    def population(size):
+        """p_A of images (models, size): alike in what is hard, each model with differences of its own."""
+        return special.ndtr(rng.normal(1, 1.2, size) + rng.normal(0, 0.4, (models, size)))
+
+    truth = population_acr(population(50_000).ravel(), at_n)
+    scores, certified, covered = [], [], []
+    for _ in range(repetitions):
+        scores.append(acr_at(*npmle(*votes(rng, population(images))), at_n, ALPHA, 0.5))
+        best = int(scores[-1].argmax())
+        radius = radii[rng.binomial(at_n, population(1_000)[best])]  # fresh images, fresh noise
+        interval = paired_difference(radius, np.zeros(1_000))
+        certified.append(interval.mean - truth)
+        covered.append(interval.low <= truth <= interval.high)
+    scores = np.array(scores)
+    optimism = scores.max(axis=1) - truth
+    standard_error = np.std(optimism, ddof=1) / np.sqrt(repetitions)
+    assert optimism.mean() > 5 * standard_error
+    largest_of_30 = 2.04 * scores.std(axis=1, ddof=1).mean()  # of normal variables, in their standard deviation
+    assert optimism.mean() == pytest.approx(largest_of_30, abs=3 * standard_error)
+    assert abs(np.mean(certified)) < 3 * np.std(certified, ddof=1) / np.sqrt(repetitions)
+    assert np.mean(covered) >= 0.9
+
+
+@pytest.mark.parametrize(("k", "n"), [([], []), ([3], [2]), ([-1], [2]), ([0], [0]), ([0.5], [2]), (1, 2)])
 def test_impossible_votes_are_refused(k, n):
     with pytest.raises(ValueError, match="must hold"):
         npmle(k, n)
