@@ -1,16 +1,20 @@
 """Samples per second of certification, against a plain one-image-at-a-time CERTIFY loop on the same weights.
 
     python benchmarks/certification.py [--device cpu] [--model digits] [--samples 20000] [--workers 2]
+    python benchmarks/certification.py --model cifar10 --samples 64 --reference CHECKOUT_OF_FT-CADIS
 
 Prints JSON lines. The plain loop is that of Cohen et al.'s programs: one image, batches of 400, ``torch.randn``, the
 batch's classes counted on the CPU; it runs with torch's default threads and with one, on the CPU. ``sampling`` is our
 loop in this process. For digits ``engine`` is the whole of it, Ray Data actors of one thread each; its rate is that
 between the first block that arrives and the last, so without the start of Ray, whose seconds stand beside it. Other
-models have random weights of the released sizes: speed does not depend on them.
+models have random weights of the released sizes: speed does not depend on them. ``--reference`` is a checkout of the
+authors' program: its diffusion code denoises with the same weights, in the loop of its certify.py.
 """
 
 import argparse
+import importlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +38,7 @@ from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.denoisers import Denoiser, load_denoiser
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream
-from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
+from cadis_ray.smoothing.sampling import Denoise, fastest_batch, sample_votes
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 PLAIN_BATCH = 400
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["digits", *RELEASED], default="digits")
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--reference", type=Path, help="a checkout of the authors' program")
     arguments = parser.parse_args()
     device, samples = torch.device(arguments.device), arguments.samples
     images, denoiser, classifier, sigma = models(arguments.model, device)
@@ -58,10 +63,17 @@ def main() -> None:
     best = 0.0
     for threads in (default, 1) if device.type == "cpu" else (default,):
         torch.set_num_threads(threads)
-        rate = plain(images[0], denoiser, classifier, sigma, samples)
+        rate = plain(images[0], partial(denoiser.denoise, sigma=sigma), classifier, samples)
         best = max(best, rate)
         say("plain loop", rate, threads=threads, batch=PLAIN_BATCH)
-    torch.set_num_threads(1)
+    if arguments.reference:
+        if arguments.model == "digits":
+            parser.error("--reference: the authors' program makes no denoiser for 8x8 images")
+        torch.set_num_threads(default)
+        denoise = official(arguments.reference, arguments.model, denoiser, sigma)
+        rate = plain(images[0], denoise, classifier, samples)
+        say("official program", rate, threads=default, batch=PLAIN_BATCH)
+    torch.set_num_threads(1 if arguments.model == "digits" else default)
     flops, peak = flops_of(images, denoiser, classifier, sigma), matmul_peak(device)
     rate = sampling(images, denoiser, classifier, sigma, samples, flops=flops, peak=peak)
     if arguments.model == "digits":
@@ -84,7 +96,7 @@ def models(name: str, device: torch.device) -> tuple[Tensor, Denoiser, Classifie
     return torch.rand(8, 3, side, side).to(device), denoiser, network.to(device), sigma
 
 
-def plain(image: Tensor, denoiser: Denoiser, classifier: nn.Module, sigma: float, samples: int) -> float:
+def plain(image: Tensor, denoise: Denoise, classifier: nn.Module, samples: int) -> float:
     """Samples per second of CERTIFY as it is usually written, after a warm-up of one batch."""
 
     @torch.inference_mode()
@@ -94,12 +106,36 @@ def plain(image: Tensor, denoiser: Denoiser, classifier: nn.Module, sigma: float
             batch = min(PLAIN_BATCH, samples)
             samples -= batch
             repeated = image.repeat(batch, 1, 1, 1)
-            for answer in classifier(denoiser.denoise(repeated, torch.randn_like(repeated), sigma)).argmax(1).cpu():
+            for answer in classifier(denoise(repeated, torch.randn_like(repeated))).argmax(1).cpu():
                 found[int(answer)] += 1
         return found
 
-    counts(PLAIN_BATCH)
+    counts(min(PLAIN_BATCH, samples))
     return samples / seconds(lambda: counts(samples))
+
+
+def official(checkout: Path, model: str, denoiser: Denoiser, sigma: float) -> Denoise:
+    """The authors' q_sample and p_sample, float32, with the weights of ``denoiser``."""
+    sys.path.insert(0, str(checkout))
+    family = RELEASED[model][0]
+    program = importlib.import_module(f"third_party.{family}.script_util")
+    settings = {
+        name: value for name, value in vars(importlib.import_module("denoiser")).items() if name.endswith("_Args")
+    }
+    arguments = next(value for name, value in settings.items() if name.lower().startswith(family))()
+    names = program.model_and_diffusion_defaults().keys()
+    network, diffusion = program.create_model_and_diffusion(**program.args_to_dict(arguments, names))
+    network.load_state_dict(denoiser.network.state_dict())
+    device = next(denoiser.parameters()).device
+    network.to(device).eval()
+    t = denoiser.timestep(sigma)
+
+    def denoise(images: Tensor, noise: Tensor) -> Tensor:
+        steps = torch.full((len(images),), t, device=device)
+        x_t = diffusion.q_sample(x_start=2 * images - 1, t=steps, noise=noise)
+        return diffusion.p_sample(network, x_t, steps, clip_denoised=True)["pred_xstart"]
+
+    return denoise
 
 
 def sampling(

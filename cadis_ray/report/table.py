@@ -59,6 +59,7 @@ def trial_records(result: StudyResult) -> list[dict[str, Any]]:
         record: dict[str, Any] = {
             "name": trial.name, "number": trial.number, "baseline": trial.baseline,
             "state": trial.state, "reason": trial.reason, "parameters": dict(trial.parameters),
+            "trainable_parameters": trial.trainable_parameters,
         }  # fmt: skip
         if trial.estimate:
             estimate = trial.estimate
@@ -126,11 +127,15 @@ def trials_table(result: StudyResult) -> Table:
         e = trial.estimate
         name = trial.name + (" (b)" if trial.baseline else "") + (" *" if trial.name == result.winner else "")
         parameters = [shown(trial.parameters.get(path)) for path in result.searched]
+        trained = ABSENT if trial.trainable_parameters is None else f"{trial.trainable_parameters:,}"
         measured = [f"{e.acr:.3f}", f"{e.se:.3f}", _share(e.clean)] if e else [ABSENT] * 3
         shares = [_share(e.certified_accuracy.get(r)) if e else ABSENT for r in result.radii]
-        rows.append(tuple(one_line(cell) for cell in (name, *parameters, *measured, *shares, trial.state)))
-    columns = ("trial", *names.values(), f"est. ACR@{at}", "± SE", "clean", *_radii(result), "state")
-    notes = ["* the winner, (b) a baseline; clean: accuracy, r = ...: certified accuracy at r, both estimated, in %."]
+        rows.append(tuple(one_line(cell) for cell in (name, *parameters, trained, *measured, *shares, trial.state)))
+    columns = ("trial", *names.values(), "trained", f"est. ACR@{at}", "± SE", "clean", *_radii(result), "state")
+    notes = [
+        "* the winner, (b) a baseline; trained: how many parameters; clean: accuracy, r = ...: certified accuracy at r,"
+        " both estimated, in %."
+    ]
     notes += [one_line(f"{t.name} {t.state}: {t.reason}") for t in ranked(result) if t.reason]
     title = f"Estimates, not certificates ({made or 'none yet'})"
     return Table(title, columns, rows, (0, len(columns) - 1), tuple(notes))

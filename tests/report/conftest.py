@@ -34,7 +34,8 @@ def result(tmp_path: Path) -> StudyResult:
         TrialResult(1, "paper", True, "complete", None, {WEIGHT: 2.0}, estimate(0.33), after(0.3, 0.33)),
         TrialResult(2, "trial-0000", False, "complete", None, {WEIGHT: 1.25, RANK: 4}, estimate(0.31), after(0.31)),
         TrialResult(3, "trial-0001", False, "failed", HOSTILE, {WEIGHT: 90.0, RANK: 2}, None),
-        TrialResult(4, "trial-0002", False, "complete", None, {WEIGHT: 3.0, RANK: 8}, estimate(0.42), after(.3, .42)),
+        TrialResult(4, "trial-0002", False, "complete", None, {WEIGHT: 3.0, RANK: 8}, estimate(0.42),
+                    after(0.3, 0.42), 1234),
         TrialResult(5, "trial-0003", False, "pruned", None, {WEIGHT: 0.5}, estimate(0.28), after(0.28)),
     ]  # fmt: skip
     certified = {

@@ -18,15 +18,16 @@ from cadis_ray.results import StudyResult
 def test_trials_are_ranked_and_the_failed_one_is_listed_with_its_reason(result: StudyResult):
     made = table.trials_table(result)
     assert made.columns == (
-        "trial", "adv_weight", "r", "est. ACR@10000", "± SE", "clean", "r = 0", "r = 0.25", "r = 0.5", "state"
+        "trial", "adv_weight", "r", "trained", "est. ACR@10000", "± SE", "clean", "r = 0", "r = 0.25",
+        "r = 0.5", "state",
     )  # fmt: skip
     assert made.rows == [
-        ("trial-0002 *", "3", "8", "0.420", "0.012", "90.0", "87.5", "42.0", "-", "complete"),
-        ("paper (b)", "2", "-", "0.330", "0.012", "90.0", "87.5", "33.0", "-", "complete"),
-        ("trial-0000", "1.25", "4", "0.310", "0.012", "90.0", "87.5", "31.0", "-", "complete"),
-        ("trial-0003", "0.5", "-", "0.280", "0.012", "90.0", "87.5", "28.0", "-", "pruned"),
-        ("plain (b)", "-", "-", "0.240", "0.012", "90.0", "87.5", "24.0", "-", "complete"),
-        ("trial-0001", "90", "2", "-", "-", "-", "-", "-", "-", "failed"),
+        ("trial-0002 *", "3", "8", "1,234", "0.420", "0.012", "90.0", "87.5", "42.0", "-", "complete"),
+        ("paper (b)", "2", "-", "-", "0.330", "0.012", "90.0", "87.5", "33.0", "-", "complete"),
+        ("trial-0000", "1.25", "4", "-", "0.310", "0.012", "90.0", "87.5", "31.0", "-", "complete"),
+        ("trial-0003", "0.5", "-", "-", "0.280", "0.012", "90.0", "87.5", "28.0", "-", "pruned"),
+        ("plain (b)", "-", "-", "-", "0.240", "0.012", "90.0", "87.5", "24.0", "-", "complete"),
+        ("trial-0001", "90", "2", "-", "-", "-", "-", "-", "-", "-", "failed"),
     ]
     assert made.notes[-1].startswith("trial-0001 failed: loss is not finite [31m<script>")
     assert "not certificates" in made.title
@@ -78,6 +79,7 @@ def test_records_are_unrounded_json(result: StudyResult):
     assert [trial["name"] for trial in trials][:2] == ["trial-0002", "paper"]
     assert trials[0]["estimate"]["acr@10000"] == 0.42
     assert trials[0]["estimate"]["certified_accuracy"] == {"0.0": 0.875, "0.25": 0.42}
+    assert (trials[0]["trainable_parameters"], trials[1]["trainable_parameters"]) == (1234, None)
     assert "estimate" not in trials[-1]
     assert trials[-1]["reason"] == result.trials[3].reason
     first, second = json.loads(json.dumps(table.certificate_records(result), allow_nan=False))
@@ -122,10 +124,10 @@ def test_a_terminal_of_any_width_shows_every_cell_whole(result: StudyResult, wid
 
 
 def test_markdown_and_html_interpret_nothing(result: StudyResult):
-    made = dataclasses.replace(table.trials_table(result), rows=[("<b>a|b</b>", *"*_`[]\\$", "~", "#")])
+    made = dataclasses.replace(table.trials_table(result), rows=[("<b>a|b</b>", *"*_`[]\\$", "~", "#", "x")])
     lines = table.to_markdown(made).splitlines()
-    assert lines[2] == r"| &lt;b&gt;a\|b&lt;/b&gt; | \* | \_ | \` | \[ | \] | \\ | \$ | \~ | \# |"
-    assert lines[1].count("|") == lines[0].count("|") == 11
+    assert lines[2] == r"| &lt;b&gt;a\|b&lt;/b&gt; | \* | \_ | \` | \[ | \] | \\ | \$ | \~ | \# | x |"
+    assert lines[1].count("|") == lines[0].count("|") == 12
     page = table.to_html(made)
     assert "<td>&lt;b&gt;a|b&lt;/b&gt;</td>" in page
-    assert page.count('<td class="n">') == 8
+    assert page.count('<td class="n">') == 9
