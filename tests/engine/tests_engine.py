@@ -48,6 +48,7 @@ def small_study(**resources: int) -> dict:
         "off_the_shelf": {"finetuning.recipe": "none"},
         "diverging": {"finetuning.base_lr": 1e30, "finetuning.num_noises": 1},
     }
+    study["objective"] = {"maximise": "acr"}
     study["resources"] |= resources
     return study
 
