@@ -100,14 +100,38 @@ class Lora(Section):
     target_modules: Annotated[tuple[str, ...], A_LIST, Field(min_length=1)] = ("q", "v")
 
 
+Kind = Literal["denoise_then_classify", "classify", "local_smoothing"]
+
+
+class BaseClassifier(Section):
+    """The base classifier of the smoothed one: how x + noise becomes a vote.
+
+    ``kind`` None: ``denoise_then_classify``, or ``classify`` (no denoiser) where the recipe trains on noisy images.
+    ``local_smoothing`` (DiffSmooth): ``local_noises`` m of std ``local_sigma`` on [0, 1] pixels are added to the
+    denoised image, the mean softmax votes once; the m noises are the same for every image, addressed by
+    ``local_seed``. A certificate is for the outer ``sigma`` whatever the kind.
+    """
+
+    kind: Kind | None = None
+    local_noises: Count = 5
+    local_sigma: NonNegative = 0.25
+    local_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+NOISY = ("gaussian", "smoothadv")  # recipes that train on x + noise
+
+
 class FineTuning(Section):
     """How a trial fine-tunes. The ablation switches carry the names of the papers' tables.
 
+    ``recipe`` ft_cadis and denoised_ce train on denoised images, gaussian (Cohen et al. 2019) and smoothadv (Salman et
+    al. 2019) on x + noise, whose std is ``noise_sigma`` (None: sigma). ``attack_radius`` is l2 on the [-1, 1] scale
+    for every recipe: twice a radius on [0, 1] pixels; smoothadv reaches it after ``attack_warmup_epochs``.
     ``batch_size``: of a step, over all workers and ``accumulation`` parts. ``stop_after``: epochs to take of a
     schedule of ``epochs``, None: all.
     """
 
-    recipe: Literal["ft_cadis", "denoised_ce", "none"] = "ft_cadis"
+    recipe: Literal["ft_cadis", "denoised_ce", "none", "gaussian", "smoothadv"] = "ft_cadis"
     adapter: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
     adv_weight: NonNegative = 1.0
@@ -138,6 +162,8 @@ class FineTuning(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["float32", "bf16"] = "float32"
     attack_radius_doubles_after: Count | None = None
+    attack_warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    noise_sigma: Positive | None = None
 
     @property
     def last_epoch(self) -> int:
@@ -176,9 +202,16 @@ class Configuration(Section):
     sigma: Positive
     denoiser: Denoiser
     classifier: Classifier
+    base_classifier: BaseClassifier = BaseClassifier()
     finetuning: FineTuning = FineTuning()
     validation: Validation = Validation()
     certification: Certification = Certification()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of base classifier, which ``base_classifier.kind`` may leave to the recipe."""
+        noisy = self.finetuning.recipe in NOISY
+        return self.base_classifier.kind or ("classify" if noisy else "denoise_then_classify")
 
 
 class Distribution(Section):

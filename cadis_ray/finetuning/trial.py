@@ -8,16 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.config import Configuration, FineTuning
+from cadis_ray.base_classifier import as_base, view_of
+from cadis_ray.config import NOISY, Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
+from cadis_ray.finetuning.noisy import EPOCH_BITS, Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.models.classifiers import Classifier
+from cadis_ray.smoothing.noise import Stream
 
 VOTING_BATCH = 512
+Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class Worker:
 
 @dataclass(frozen=True)
 class Epoch:
-    """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers."""
+    """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers.
+
+    ``metrics`` also has what the epoch cost with its votes: ``classifier_calls``, images that the classifier answered
+    for, forward; ``denoiser_calls``, denoised images used, though the pool's are made once for all trials.
+    """
 
     epoch: int
     metrics: dict[str, float]
@@ -56,15 +64,29 @@ def trial_epochs(
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
     ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
-    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. ``resume``: a
+    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. Recipes and
+    kinds of base classifier without a denoiser see x + noise instead, under the same noise. ``resume``: a
     checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
     addressed by (seed, epoch). Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
     classifier = adapted_classifier(configuration, seed).to(worker.device)
+    base, validation = as_base(configuration, classifier), _validation(configuration, data, denoised_validation, seed)
+    calls = _counted_calls(classifier)
+
+    def cost(trained: float, votes: np.ndarray) -> dict[str, float]:
+        denoised = (0 if settings.recipe in NOISY else trained * settings.num_noises) + (
+            int(votes.sum()) if view_of(configuration) == "denoised" else 0
+        )
+        made = torch.tensor(float(calls.pop()), dtype=torch.float64).to(worker.device)
+        calls.append(0)
+        worker.add(made)
+        return {"classifier_calls": made.item(), "denoiser_calls": float(denoised)}
+
     if settings.recipe == "none":
-        yield Epoch(0, {}, _count(classifier, data, denoised_validation, worker), classifier, None)
+        votes = _count(base, data, validation, worker)
+        yield Epoch(0, cost(0, votes), votes, classifier, None)
         return
     optimiser = make_optimiser(classifier, settings)
     done = restore_checkpoint(resume, classifier, optimiser) if resume else 0
@@ -74,10 +96,11 @@ def trial_epochs(
     for epoch in range(done, settings.last_epoch):
         # Only drop path draws from it.
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
+        drawn = _noisy_train(configuration, data, seed, epoch) if settings.recipe in NOISY else denoised_train(epoch)
         metrics = train_epoch(
             model,
             optimiser,
-            _batches(data.train, configuration.data.augmentation, denoised_train(epoch), settings, seed, epoch, worker),
+            _batches(data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker),
             settings,
             epoch=epoch,
             first_step=epoch * steps,
@@ -85,14 +108,43 @@ def trial_epochs(
             bare=classifier,
             selection_classifier=frozen,
         )
-        counts = _count(classifier, data, denoised_validation, worker)
-        yield Epoch(epoch + 1, _of_all(metrics, worker), counts, classifier, optimiser)
+        counts = _count(base, data, validation, worker)
+        metrics = _of_all(metrics, worker)
+        yield Epoch(epoch + 1, metrics | cost(metrics["images"], counts), counts, classifier, optimiser)
+
+
+def _noisy_train(configuration: Configuration, data: DataSet, seed: int, epoch: int) -> Noisy:
+    def read(rows: Tensor) -> Tensor:
+        return data.train.augmented(rows, epoch, seed, configuration.data.augmentation)
+
+    settings = configuration.finetuning
+    sigma = settings.noise_sigma or configuration.sigma
+    return Noisy(read, data.train.ids, sigma, seed, Stream.TRAINING, epoch << EPOCH_BITS, settings.num_noises)
+
+
+def _validation(configuration: Configuration, data: DataSet, denoised: np.ndarray, seed: int) -> Draws:
+    if view_of(configuration) == "denoised":
+        return denoised
+    samples, images = denoised.shape[:2]
+    split = data.validation.first(images)
+    return Noisy(split.read, split.ids, configuration.sigma, seed, Stream.SEARCH, 0, samples)
+
+
+def _counted_calls(classifier: nn.Module) -> list[int]:
+    """A list whose one entry grows with every image that the classifier answers for."""
+    calls = [0]
+
+    def count(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        calls[0] += len(arguments[0])
+
+    classifier.register_forward_pre_hook(count)
+    return calls
 
 
 def _batches(
     train: Split,
     augmentation: Augmentation,
-    denoised: np.ndarray,
+    denoised: Draws,
     settings: FineTuning,
     seed: int,
     epoch: int,
@@ -126,7 +178,7 @@ def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
     return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
 
 
-def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: Worker) -> np.ndarray:
+def _count(classifier: nn.Module, data: DataSet, denoised: Draws, worker: Worker) -> np.ndarray:
     mine = torch.arange(denoised.shape[1])[worker.rank :: worker.world]
     counts = torch.zeros(denoised.shape[1], data.num_classes + 1, dtype=torch.int64, device=worker.device)
     chosen = torch.from_numpy(denoised[:, mine.numpy()])
