@@ -22,7 +22,7 @@ View = Literal["denoised", "noisy"]
 
 def view_of(configuration: Configuration) -> View:
     """What the second step takes, on the [-1, 1] scale: denoised images, or the noisy ones themselves."""
-    return "noisy" if configuration.kind == "classify" else "denoised"
+    return "noisy" if configuration.kind in ("classify", "black_box") else "denoised"
 
 
 def add_noise(images: Tensor, noise: Tensor, sigma: float) -> Tensor:
@@ -67,8 +67,3 @@ def view_identity(base: Configuration, view: View) -> str:
     """SHA-256 of all that makes the first step what it is, but for sigma; how numbers are rounded is part of it."""
     denoiser = base.denoiser.model_dump(mode="json") if view == "denoised" else {"view": view}
     return identity(denoiser | {"precision": base.certification.precision})
-
-
-def classifier_calls(configuration: Configuration) -> int:
-    """How often the classifier answers for one vote."""
-    return configuration.base_classifier.local_noises if configuration.kind == "local_smoothing" else 1

@@ -120,7 +120,7 @@ def test_local_smoothing_is_the_mean_softmax_over_the_same_noises_for_every_imag
     images = torch.randn(6, 1, 4, 4)
     found = LocalSmoothing(model, 4, 0.3, seed=7)(images)
     noises = gaussian(7, Stream.LOCAL, torch.zeros(4, dtype=torch.int64), torch.arange(4), (1, 4, 4))
-    expected = sum(classify(images + 2 * 0.3 * noise).softmax(1) for noise in noises) / 4
+    expected = torch.stack([classify(images + 2 * 0.3 * noise).softmax(1) for noise in noises]).mean(dim=0)
     assert torch.allclose(found.exp(), expected, atol=1e-6)
     assert torch.allclose(LocalSmoothing(model, 4, 0.3, seed=7)(images[3:]), found[3:], atol=1e-6)
     assert not torch.allclose(LocalSmoothing(model, 4, 0.3, seed=8)(images), found, atol=1e-3)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cadis_ray.base_classifier import load_base, load_view, view_of
+from cadis_ray.base_classifier import View, load_base, load_view, view_of
 from cadis_ray.certification import Request, certified_images
 from cadis_ray.errors import DataError
+from cadis_ray.models.black_box import BlackBoxModel
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.preflight import preflight
-from cadis_ray.smoothing.sampling import Denoise, fastest_batch, sample_votes
+from cadis_ray.smoothing.sampling import SMALLEST, Denoise, fastest_batch, sample_votes
 
 Item = dict[str, Any]
 TRIED = 32  # images on which a classifier is tried before it is counted
@@ -33,8 +34,8 @@ class Count:
         base = request.base
         self.base, self.seed, self.device = base, request.seed, device
         self.test, self.num_classes = certified_images(base)
-        self.view_of = {name: view_of(model.configuration) for name, model in request.models.items()}
-        self.views = {view: load_view(base, view, device) for view in set(self.view_of.values())}
+        self.view_of: dict[str, View] = {name: view_of(model.configuration) for name, model in request.models.items()}
+        self.views: dict[View, Denoise] = {view: load_view(base, view, device) for view in set(self.view_of.values())}
         self.classifiers = {
             name: load_base(model.configuration, model.checkpoint).to(device) for name, model in request.models.items()
         }
@@ -44,13 +45,20 @@ class Count:
             for name, classifier in self.classifiers.items():
                 try:
                     view = self.views[self.view_of[name]]
-                    preflight(classifier, images, view, num_classes=self.num_classes, labels=labels)
+                    preflight(classifier, images, view, num_classes=self.num_classes, labels=labels, sigma=base.sigma)
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from None
-            self.batch_size = batch_size or min(
-                fastest_batch(images, denoise, [self.classifiers[name] for name in names])
-                for denoise, names in self._by_view(list(self.classifiers))
+            # A black box is not asked for what is thrown away.
+            timed = [name for name, model in self.classifiers.items() if not isinstance(model, BlackBoxModel)]
+            sizes = (
+                []
+                if batch_size
+                else [
+                    fastest_batch(images, denoise, [self.classifiers[name] for name in names])
+                    for denoise, names in self._by_view(timed)
+                ]
             )
+            self.batch_size = batch_size or min(sizes, default=SMALLEST)
 
     def __call__(self, item: Item) -> Iterator[Item]:
         rows, models = np.asarray(item["rows"]), list(item["models"])

@@ -115,7 +115,7 @@ def _losses(
         raise ValueError("recipe 'none' does not train")
     if settings.recipe == "denoised_ce":
         return denoised_ce_loss(model, batch.denoised, batch.labels)
-    if settings.recipe == "gaussian":
+    if settings.recipe in ("gaussian", "peft_smoothing"):
         return gaussian_loss(model, batch.denoised, batch.labels)
     if settings.recipe == "smoothadv":
         share = min(1.0, (epoch + 1) / max(settings.attack_warmup_epochs, 1))

@@ -12,12 +12,13 @@ from cadis_ray.base_classifier import as_base, view_of
 from cadis_ray.config import NOISY, Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
-from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.cost import Cost
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.noisy import EPOCH_BITS, Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import Classifier
+from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
 from cadis_ray.smoothing.noise import Stream
 
 VOTING_BATCH = 512
@@ -40,14 +41,14 @@ class Worker:
 class Epoch:
     """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers.
 
-    ``metrics`` also has what the epoch cost with its votes: ``classifier_calls``, images that the classifier answered
-    for, forward; ``denoiser_calls``, denoised images used, though the pool's are made once for all trials.
+    ``metrics`` also has what the epoch cost with its votes: ``classifier_calls`` and ``queries`` as of ``Cost``, and
+    ``denoiser_calls``, denoised images used, though the pool's are made once for all trials.
     """
 
     epoch: int
     metrics: dict[str, float]
     counts: np.ndarray
-    classifier: Classifier
+    classifier: Trained
     optimiser: torch.optim.Optimizer | None
 
 
@@ -73,22 +74,18 @@ def trial_epochs(
     settings = configuration.finetuning
     classifier = adapted_classifier(configuration, seed).to(worker.device)
     base, validation = as_base(configuration, classifier), _validation(configuration, data, denoised_validation, seed)
-    calls = _counted_calls(classifier)
+    cost = Cost(configuration, classifier)
 
-    def cost(trained: float, votes: np.ndarray) -> dict[str, float]:
-        denoised = (0 if settings.recipe in NOISY else trained * settings.num_noises) + (
-            int(votes.sum()) if view_of(configuration) == "denoised" else 0
-        )
-        made = torch.tensor(float(calls.pop()), dtype=torch.float64).to(worker.device)
-        calls.append(0)
-        worker.add(made)
-        return {"classifier_calls": made.item(), "denoiser_calls": float(denoised)}
+    def spent(trained: float, votes: np.ndarray) -> dict[str, float]:
+        found = {kind: _summed(value, worker) for kind, value in cost.since_last().items()}
+        return found | {"denoiser_calls": float(cost.denoised(trained, votes))}
 
     if settings.recipe == "none":
         votes = _count(base, data, validation, worker)
-        yield Epoch(0, cost(0, votes), votes, classifier, None)
+        yield Epoch(0, spent(0, votes), votes, classifier, None)
         return
-    optimiser = make_optimiser(classifier, settings)
+    spsa = settings.recipe == "black_box_prompt"
+    optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
     done = restore_checkpoint(resume, classifier, optimiser) if resume else 0
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
     model = worker.wrap(classifier)
@@ -97,20 +94,27 @@ def trial_epochs(
         # Only drop path draws from it.
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
         drawn = _noisy_train(configuration, data, seed, epoch) if settings.recipe in NOISY else denoised_train(epoch)
-        metrics = train_epoch(
-            model,
-            optimiser,
-            _batches(data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker),
-            settings,
-            epoch=epoch,
-            first_step=epoch * steps,
-            total_steps=settings.epochs * steps,
-            bare=classifier,
-            selection_classifier=frozen,
-        )
+        batches = _batches(data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker)
+        if isinstance(optimiser, SpsaGc):
+            metrics = spsa_epoch(
+                classifier, optimiser, batches, epoch=epoch, first_step=epoch * steps,
+                average=lambda value: _summed(value, worker) / worker.world,
+            )  # fmt: skip
+        else:
+            metrics = train_epoch(
+                model,
+                optimiser,
+                batches,
+                settings,
+                epoch=epoch,
+                first_step=epoch * steps,
+                total_steps=settings.epochs * steps,
+                bare=classifier,
+                selection_classifier=frozen,
+            )
         counts = _count(base, data, validation, worker)
         metrics = _of_all(metrics, worker)
-        yield Epoch(epoch + 1, metrics | cost(metrics["images"], counts), counts, classifier, optimiser)
+        yield Epoch(epoch + 1, metrics | spent(metrics["images"], counts), counts, classifier, optimiser)
 
 
 def _noisy_train(configuration: Configuration, data: DataSet, seed: int, epoch: int) -> Noisy:
@@ -130,15 +134,17 @@ def _validation(configuration: Configuration, data: DataSet, denoised: np.ndarra
     return Noisy(split.read, split.ids, configuration.sigma, seed, Stream.SEARCH, 0, samples)
 
 
-def _counted_calls(classifier: nn.Module) -> list[int]:
-    """A list whose one entry grows with every image that the classifier answers for."""
-    calls = [0]
+def _spsa(classifier: nn.Module, settings: FineTuning, seed: int) -> SpsaGc:
+    trained = (parameter for parameter in classifier.parameters() if parameter.requires_grad)
+    gains = settings.coordinator
+    return SpsaGc(trained, a=gains.a, c=gains.c, momentum=gains.momentum, averages=gains.averages, seed=seed)
 
-    def count(module: nn.Module, arguments: tuple[Tensor]) -> None:
-        calls[0] += len(arguments[0])
 
-    classifier.register_forward_pre_hook(count)
-    return calls
+def _summed(value: float, worker: Worker) -> float:
+    """The sum of a number over the workers."""
+    total = torch.tensor(float(value), dtype=torch.float64).to(worker.device)
+    worker.add(total)
+    return total.item()
 
 
 def _batches(
