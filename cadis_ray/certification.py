@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cadis_ray.config import Configuration, identity
+from cadis_ray.base_classifier import base_identity, view_identity, view_of
+from cadis_ray.config import Configuration
 from cadis_ray.data import Split, load
 from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.finetuning.checkpoint import model_identity
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
@@ -23,7 +23,7 @@ Votes = dict[Stream, np.ndarray]  # (N, K + 1) each, of one model
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: its configuration and its checkpoint's folder (None: off the shelf)."""
+    """A base classifier: its configuration and its checkpoint's folder (None: off the shelf)."""
 
     configuration: Configuration
     checkpoint: Path | None
@@ -82,14 +82,18 @@ def certified_images(base: Configuration) -> tuple[Split, int]:
 def sources_of(request: Request, test: Split) -> dict[str, Sources]:
     """The key under which each model's votes on each stream of the mode are stored."""
     base = request.base
-    # How numbers are rounded is part of what is certified.
-    denoiser = identity(base.denoiser.model_dump(mode="json") | {"precision": base.certification.precision})
     data = test.digest()
-    hashes = {name: model_identity(model.configuration, model.checkpoint) for name, model in request.models.items()}
+    hashes = {
+        name: (
+            base_identity(model.configuration, model.checkpoint),
+            view_identity(base, view_of(model.configuration)),
+        )
+        for name, model in request.models.items()
+    }
     streams = MODES[base.certification.mode].most(base.certification)
     return {
-        name: {stream: Source(own, denoiser, data, base.sigma, request.seed, int(stream)) for stream in streams}
-        for name, own in hashes.items()
+        name: {stream: Source(own, view, data, base.sigma, request.seed, int(stream)) for stream in streams}
+        for name, (own, view) in hashes.items()
     }
 
 

@@ -100,16 +100,104 @@ class Lora(Section):
     target_modules: Annotated[tuple[str, ...], A_LIST, Field(min_length=1)] = ("q", "v")
 
 
+Kind = Literal["denoise_then_classify", "classify", "local_smoothing", "black_box"]
+
+
+class BaseClassifier(Section):
+    """The base classifier of the smoothed one: how x + noise becomes a vote.
+
+    ``kind`` None: ``denoise_then_classify``, or ``classify`` (no denoiser) where the recipe trains on noisy images.
+    ``black_box``: the model behind ``black_box.endpoint`` answers; that of the recipe black_box_prompt, and off the
+    shelf of the recipe none.
+    ``local_smoothing`` (DiffSmooth): ``local_noises`` m of std ``local_sigma`` on [0, 1] pixels are added to the
+    denoised image, the mean softmax votes once; the m noises are the same for every image, addressed by
+    ``local_seed``. A certificate is for the outer ``sigma`` whatever the kind.
+    """
+
+    kind: Kind | None = None
+    local_noises: Count = 5
+    local_sigma: NonNegative = 0.25
+    local_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+NOISY = ("gaussian", "smoothadv", "peft_smoothing", "black_box_prompt")  # recipes that train on x + noise
+
+
+class Prompt(Section):
+    """Deep visual prompts: ``tokens`` at each block."""
+
+    tokens: Count = 100
+
+
+class Series(Section):
+    """Series adapters after attention and MLP of each block, ``bottleneck`` wide."""
+
+    bottleneck: Count = 64
+
+
+class Coordinator(Section):
+    """What ``black_box_prompt`` trains, by SPSA with gradient correction.
+
+    The configuration's ``classifier``, frozen, encodes x + noise; its features and a vector of ``trigger`` numbers
+    become a pixel prompt of at most ``strength`` on the [-1, 1] scale, by a decoder ``hidden`` channels wide. Gains at
+    step k: ``a`` / (k + 1)^0.4 and ``c`` / k^0.1; a step asks for 2 * ``averages`` answers to its batch.
+    """
+
+    trigger: Count = 8
+    hidden: Count = 8
+    strength: Positive = 1.0
+    a: Positive = 0.01
+    c: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    averages: Count = 5
+
+
+class BlackBox(Section):
+    """A model that is a function from images to logits or labels, and who may ask how often; what is retried and what
+    refused: ``models.black_box.BlackBox``.
+
+    ``endpoint``: ``module:function`` or ``http(s)://...``; ``classes``: of its answers. ``version``: any text; change
+    it whenever the model behind the endpoint changes, since votes are kept under it. ``timeout`` in seconds, ``rate``
+    and ``budget`` in images, a second and altogether, of one process.
+    """
+
+    endpoint: str | None = None
+    classes: Count | None = None
+    version: str = ""
+    timeout: Positive = 30.0
+    retries: Annotated[int, Field(ge=0)] = 3
+    rate: Positive | None = None
+    budget: Count | None = None
+    batch_size: Count = 256
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_password(cls, endpoint: str | None) -> str | None:
+        if "://" in (endpoint or "") and urlsplit(endpoint).password is not None:
+            raise ValueError("holds a password; give it to the service by its environment")
+        return endpoint
+
+
 class FineTuning(Section):
     """How a trial fine-tunes. The ablation switches carry the names of the papers' tables.
 
+    ``recipe`` ft_cadis and denoised_ce train on denoised images; gaussian (Cohen et al. 2019), smoothadv (Salman et
+    al. 2019), peft_smoothing and black_box_prompt (PEFTSmoothing) on x + noise, whose std is ``noise_sigma`` (None:
+    sigma). ``adapter`` says what trains, with the head, whatever the recipe, but for black_box_prompt.
+    ``attack_radius`` is l2 on the [-1, 1] scale
+    for every recipe: twice a radius on [0, 1] pixels; smoothadv reaches it after ``attack_warmup_epochs``.
     ``batch_size``: of a step, over all workers and ``accumulation`` parts. ``stop_after``: epochs to take of a
     schedule of ``epochs``, None: all.
     """
 
-    recipe: Literal["ft_cadis", "denoised_ce", "none"] = "ft_cadis"
-    adapter: Literal["lora", "full"] = "lora"
+    recipe: Literal[
+        "ft_cadis", "denoised_ce", "none", "gaussian", "smoothadv", "peft_smoothing", "black_box_prompt"
+    ] = "ft_cadis"
+    adapter: Literal["lora", "full", "prompt", "series"] = "lora"
     lora: Lora = Lora()
+    prompt: Prompt = Prompt()
+    series: Series = Series()
+    coordinator: Coordinator = Coordinator()
     adv_weight: NonNegative = 1.0
     attack_radius: NonNegative = 0.25
     attack_steps: Annotated[int, Field(ge=0)] = 4
@@ -138,6 +226,8 @@ class FineTuning(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["float32", "bf16"] = "float32"
     attack_radius_doubles_after: Count | None = None
+    attack_warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    noise_sigma: Positive | None = None
 
     @property
     def last_epoch(self) -> int:
@@ -176,9 +266,19 @@ class Configuration(Section):
     sigma: Positive
     denoiser: Denoiser
     classifier: Classifier
+    base_classifier: BaseClassifier = BaseClassifier()
+    black_box: BlackBox = BlackBox()
     finetuning: FineTuning = FineTuning()
     validation: Validation = Validation()
     certification: Certification = Certification()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of base classifier, which ``base_classifier.kind`` may leave to the recipe."""
+        if self.finetuning.recipe == "black_box_prompt":
+            return "black_box"
+        noisy = self.finetuning.recipe in NOISY
+        return self.base_classifier.kind or ("classify" if noisy else "denoise_then_classify")
 
 
 class Distribution(Section):

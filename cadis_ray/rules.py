@@ -294,6 +294,15 @@ def _stopping(stop_after: int | None, epochs: int) -> Violations:
         yield Finding(("finetuning", "stop_after"), f"got {stop_after}; need at most epochs = {epochs}")
 
 
+def _black_box(recipe: str, kind: str | None, endpoint: str | None, classes: int | None) -> Violations:
+    if recipe != "black_box_prompt" and kind != "black_box":
+        return
+    if endpoint is None:
+        yield Finding(("black_box", "endpoint"), "missing; need module:function or http(s)://... of the black box")
+    if classes is None:
+        yield Finding(("black_box", "classes"), "missing; need the number of classes that the black box tells apart")
+
+
 RULES: tuple[tuple[Callable[..., Violations], tuple[str, ...]], ...] = (
     (_splits, ("data.name", "data.validation", "data.test", "data.train")),
     (_data_path, ("data.name", "data.path")),
@@ -304,6 +313,7 @@ RULES: tuple[tuple[Callable[..., Violations], tuple[str, ...]], ...] = (
     (_denoiser, ("sigma", "denoiser.family", "denoiser.checkpoint", "denoiser.config", "data.name", "data.image_size")),
     (_denoiser_file, ("denoiser.family", "denoiser.checkpoint")),
     (_classifier_files, ("classifier.library", "classifier.name", "classifier.checkpoint", "classifier.download")),
+    (_black_box, ("finetuning.recipe", "base_classifier.kind", "black_box.endpoint", "black_box.classes")),
     (_stopping, ("finetuning.stop_after", "finetuning.epochs")),
     (_doubling, ("finetuning.attack_radius_doubles_after", "finetuning.epochs")),
 )

@@ -24,7 +24,8 @@ def selftest(
 
     Columns: the exact p_A and the share of votes found; certificates beyond the exact radius and how many theory
     expects; p-values of coverage (C), mean (M) and dispersion (D) of the votes. A p-value below 1e-4 is flagged and
-    ends with exit code 6: do not certify on this machine. About 20 s on one core.
+    ends with exit code 6: do not certify on this machine. Six are of the other
+    kinds of base classifier: denoised, local smoothing, black box. About a minute on one core.
 
     Example:
 

@@ -101,8 +101,15 @@ def save_smoothed(
     """
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; give another folder")
+    adapter = "none" if configuration.finetuning.recipe == "none" else configuration.finetuning.adapter
+    if configuration.kind != "denoise_then_classify" or adapter in ("prompt", "series"):
+        raise UsageError(
+            f"{folder}: a base classifier of the kind {configuration.kind} with the adapter {adapter} cannot be saved "
+            "so yet; need denoise_then_classify and lora, full or none"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     classifier = load_finetuned(configuration, checkpoint)
+    assert isinstance(classifier, Classifier)
     denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config)
     write_safetensors(folder / CLASSIFIER, hub_state(classifier))
     if base.denoiser.family == "diffusers":

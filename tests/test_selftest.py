@@ -17,7 +17,8 @@ def test_a_line_for_every_classifier(capsys: pytest.CaptureFixture[str]) -> None
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["classifier", "p_A", "votes", "false", "expected", "coverage", "mean", "dispersion",
                               "flags"]  # fmt: skip
-    assert [row.split("  ")[0] for row in rows] == ["axis", "axis tail", "dense", "tie", "sphere"]
+    kinds = ["tie, denoised", "tie, black box", "sphere, denoised", "sphere, black box", "tie, local", "dense, local"]
+    assert [row.split("  ")[0] for row in rows] == ["axis", "axis tail", "dense", "tie", "sphere", *kinds]
     assert rows[3].split()[1] == "0.50000"
     assert {row.index("-", header.index("flags")) for row in rows} == {header.index("flags")}
 

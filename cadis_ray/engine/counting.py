@@ -2,28 +2,26 @@
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from cadis_ray.base_classifier import View, load_base, load_view, view_of
 from cadis_ray.certification import Request, certified_images
 from cadis_ray.errors import DataError
-from cadis_ray.finetuning.checkpoint import load_finetuned
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.models.black_box import BlackBoxModel
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.preflight import preflight
-from cadis_ray.smoothing.sampling import fastest_batch, sample_votes
+from cadis_ray.smoothing.sampling import SMALLEST, Denoise, fastest_batch, sample_votes
 
 Item = dict[str, Any]
 TRIED = 32  # images on which a classifier is tried before it is counted
 
 
 class Count:
-    """One actor: votes of several classifiers on a few test images, denoised once for all of them.
+    """One actor: votes of several base classifiers on a few test images, denoised once for all that want it.
 
     An item has ``rows`` (of the test images) and ``models`` (names), and either ``size`` samples of ``stream`` from
     ``start`` on, counted in blocks of ``block``, or the votes so far by stream, ``votes`` (F, R, K + 1), of images to
@@ -37,21 +35,31 @@ class Count:
         base = request.base
         self.base, self.seed, self.device = base, request.seed, device
         self.test, self.num_classes = certified_images(base)
-        denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config).to(device)
-        self.denoise = partial(denoiser.denoise, sigma=base.sigma, mode=base.denoiser.noise)
-        self.classifiers: dict[str, Classifier] = {
-            name: load_finetuned(model.configuration, model.checkpoint).to(device)
-            for name, model in request.models.items()
+        self.view_of: dict[str, View] = {name: view_of(model.configuration) for name, model in request.models.items()}
+        self.views: dict[View, Denoise] = {view: load_view(base, view, device) for view in set(self.view_of.values())}
+        self.classifiers = {
+            name: load_base(model.configuration, model.checkpoint).to(device) for name, model in request.models.items()
         }
         some = torch.arange(min(TRIED, len(self.test.ids)))
         images, labels = self.test.read(some).to(device), self.test.labels[some]
         with self._precision():
             for name, classifier in self.classifiers.items():
                 try:
-                    preflight(classifier, images, self.denoise, num_classes=self.num_classes, labels=labels)
+                    view = self.views[self.view_of[name]]
+                    preflight(classifier, images, view, num_classes=self.num_classes, labels=labels, sigma=base.sigma)
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from None
-            self.batch_size = batch_size or fastest_batch(images, self.denoise, list(self.classifiers.values()))
+            # A black box is not asked for what is thrown away.
+            timed = [name for name, model in self.classifiers.items() if not isinstance(model, BlackBoxModel)]
+            sizes = (
+                []
+                if batch_size
+                else [
+                    fastest_batch(images, denoise, [self.classifiers[name] for name in names])
+                    for denoise, names in self._by_view(timed)
+                ]
+            )
+            self.batch_size = batch_size or min(sizes, default=SMALLEST)
 
     def __call__(self, item: Item) -> Iterator[Item]:
         rows, models = np.asarray(item["rows"]), list(item["models"])
@@ -75,6 +83,12 @@ class Count:
             done = left if block is None else answer["size"] * int(kept.sum())
             left -= done
             yield answer | {"samples": done}
+
+    def _by_view(self, models: list[str]) -> Iterator[tuple[Denoise, list[str]]]:
+        """The models that share a view, each group with what makes it."""
+        for view, denoise in sorted(self.views.items()):
+            if names := [name for name in models if self.view_of[name] == view]:
+                yield denoise, names
 
     def _precision(self) -> torch.autocast:
         inside = self.base.certification.precision == "bf16"
@@ -107,21 +121,25 @@ class Count:
         counted: np.ndarray,
     ) -> Item:
         started = time.perf_counter()
-        with self._precision():
-            votes = sample_votes(
-                images,
-                self.test.ids[torch.as_tensor(rows)],
-                self.denoise,
-                [self.classifiers[name] for name in models],
-                num_classes=self.num_classes,
-                seed=self.seed,
-                stream=stream,
-                start=start,
-                size=size,
-                batch_size=self.batch_size,
-                wanted=torch.as_tensor(counted, device=images.device),
-            )
+        votes = np.zeros((len(models), len(rows), self.num_classes + 1), np.int64)
+        for denoise, names in self._by_view(models):
+            places = [models.index(name) for name in names]
+            with self._precision():
+                found = sample_votes(
+                    images,
+                    self.test.ids[torch.as_tensor(rows)],
+                    denoise,
+                    [self.classifiers[name] for name in names],
+                    num_classes=self.num_classes,
+                    seed=self.seed,
+                    stream=stream,
+                    start=start,
+                    size=size,
+                    batch_size=self.batch_size,
+                    wanted=torch.as_tensor(counted[places], device=images.device),
+                )
+            votes[places] = found.cpu().numpy()
         return {
             "rows": rows, "models": models, "stream": int(stream), "start": start, "size": size,
-            "votes": votes.cpu().numpy(), "counted": counted, "seconds": time.perf_counter() - started,
+            "votes": votes, "counted": counted, "seconds": time.perf_counter() - started,
         }  # fmt: skip

@@ -17,11 +17,11 @@ from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.trial import Pool
 from cadis_ray.files import write_atomically
+from cadis_ray.finetuning.noisy import EPOCH_BITS
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 BATCH = 256
-EPOCH_BITS = 16  # a training sample is epoch * 2**16 + index of the noise
 
 
 class Denoise:

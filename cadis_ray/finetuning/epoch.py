@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.finetuning.loss import Losses, denoised_ce_loss, ft_cadis_loss
+from cadis_ray.finetuning.noisy_loss import gaussian_loss, smoothadv_loss
 from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """A part of one worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``.
+    """A part of one worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``, noisy instead of
+    denoised ones where the recipe takes these.
 
     ``scale`` multiplies the loss, a mean over the part's images: n_part * workers / n_global, because gradients of
     parts are added and those of workers averaged. The sum is the gradient of the global mean.
@@ -113,6 +115,14 @@ def _losses(
         raise ValueError("recipe 'none' does not train")
     if settings.recipe == "denoised_ce":
         return denoised_ce_loss(model, batch.denoised, batch.labels)
+    if settings.recipe in ("gaussian", "peft_smoothing"):
+        return gaussian_loss(model, batch.denoised, batch.labels)
+    if settings.recipe == "smoothadv":
+        share = min(1.0, (epoch + 1) / max(settings.attack_warmup_epochs, 1))
+        return smoothadv_loss(
+            model, batch.clean, batch.denoised, batch.labels,
+            radius=settings.attack_radius * share, steps=settings.attack_steps, attack_classifier=bare,
+        )  # fmt: skip
     if (settings.update_selection == "frozen") != (selection_classifier is not None):
         raise ValueError("selection_classifier goes with update_selection 'frozen', and only with it")
     after = settings.attack_radius_doubles_after

@@ -8,16 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.config import Configuration, FineTuning
+from cadis_ray.base_classifier import as_base, view_of
+from cadis_ray.config import NOISY, Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
-from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.cost import Cost
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
+from cadis_ray.finetuning.noisy import EPOCH_BITS, Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import Classifier
+from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
+from cadis_ray.smoothing.noise import Stream
 
 VOTING_BATCH = 512
+Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ class Worker:
 
 @dataclass(frozen=True)
 class Epoch:
-    """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers."""
+    """After ``epoch`` epochs (0: untrained): training means and votes (N, K + 1), both of all workers.
+
+    ``metrics`` also has what the epoch cost with its votes: ``classifier_calls`` and ``queries`` as of ``Cost``, and
+    ``denoiser_calls``, denoised images used, though the pool's are made once for all trials.
+    """
 
     epoch: int
     metrics: dict[str, float]
     counts: np.ndarray
-    classifier: Classifier
+    classifier: Trained
     optimiser: torch.optim.Optimizer | None
 
 
@@ -56,17 +65,27 @@ def trial_epochs(
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
     ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
-    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. ``resume``: a
+    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. Recipes and
+    kinds of base classifier without a denoiser see x + noise instead, under the same noise. ``resume``: a
     checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
     addressed by (seed, epoch). Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
     classifier = adapted_classifier(configuration, seed).to(worker.device)
+    base, validation = as_base(configuration, classifier), _validation(configuration, data, denoised_validation, seed)
+    cost = Cost(configuration, classifier)
+
+    def spent(trained: float, votes: np.ndarray) -> dict[str, float]:
+        found = {kind: _summed(value, worker) for kind, value in cost.since_last().items()}
+        return found | {"denoiser_calls": float(cost.denoised(trained, votes))}
+
     if settings.recipe == "none":
-        yield Epoch(0, {}, _count(classifier, data, denoised_validation, worker), classifier, None)
+        votes = _count(base, data, validation, worker)
+        yield Epoch(0, spent(0, votes), votes, classifier, None)
         return
-    optimiser = make_optimiser(classifier, settings)
+    spsa = settings.recipe == "black_box_prompt"
+    optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
     done = restore_checkpoint(resume, classifier, optimiser) if resume else 0
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
     model = worker.wrap(classifier)
@@ -74,25 +93,64 @@ def trial_epochs(
     for epoch in range(done, settings.last_epoch):
         # Only drop path draws from it.
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
-        metrics = train_epoch(
-            model,
-            optimiser,
-            _batches(data.train, configuration.data.augmentation, denoised_train(epoch), settings, seed, epoch, worker),
-            settings,
-            epoch=epoch,
-            first_step=epoch * steps,
-            total_steps=settings.epochs * steps,
-            bare=classifier,
-            selection_classifier=frozen,
-        )
-        counts = _count(classifier, data, denoised_validation, worker)
-        yield Epoch(epoch + 1, _of_all(metrics, worker), counts, classifier, optimiser)
+        drawn = _noisy_train(configuration, data, seed, epoch) if settings.recipe in NOISY else denoised_train(epoch)
+        batches = _batches(data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker)
+        if isinstance(optimiser, SpsaGc):
+            metrics = spsa_epoch(
+                classifier, optimiser, batches, epoch=epoch, first_step=epoch * steps,
+                average=lambda value: _summed(value, worker) / worker.world,
+            )  # fmt: skip
+        else:
+            metrics = train_epoch(
+                model,
+                optimiser,
+                batches,
+                settings,
+                epoch=epoch,
+                first_step=epoch * steps,
+                total_steps=settings.epochs * steps,
+                bare=classifier,
+                selection_classifier=frozen,
+            )
+        counts = _count(base, data, validation, worker)
+        metrics = _of_all(metrics, worker)
+        yield Epoch(epoch + 1, metrics | spent(metrics["images"], counts), counts, classifier, optimiser)
+
+
+def _noisy_train(configuration: Configuration, data: DataSet, seed: int, epoch: int) -> Noisy:
+    def read(rows: Tensor) -> Tensor:
+        return data.train.augmented(rows, epoch, seed, configuration.data.augmentation)
+
+    settings = configuration.finetuning
+    sigma = settings.noise_sigma or configuration.sigma
+    return Noisy(read, data.train.ids, sigma, seed, Stream.TRAINING, epoch << EPOCH_BITS, settings.num_noises)
+
+
+def _validation(configuration: Configuration, data: DataSet, denoised: np.ndarray, seed: int) -> Draws:
+    if view_of(configuration) == "denoised":
+        return denoised
+    samples, images = denoised.shape[:2]
+    split = data.validation.first(images)
+    return Noisy(split.read, split.ids, configuration.sigma, seed, Stream.SEARCH, 0, samples)
+
+
+def _spsa(classifier: nn.Module, settings: FineTuning, seed: int) -> SpsaGc:
+    trained = (parameter for parameter in classifier.parameters() if parameter.requires_grad)
+    gains = settings.coordinator
+    return SpsaGc(trained, a=gains.a, c=gains.c, momentum=gains.momentum, averages=gains.averages, seed=seed)
+
+
+def _summed(value: float, worker: Worker) -> float:
+    """The sum of a number over the workers."""
+    total = torch.tensor(float(value), dtype=torch.float64).to(worker.device)
+    worker.add(total)
+    return total.item()
 
 
 def _batches(
     train: Split,
     augmentation: Augmentation,
-    denoised: np.ndarray,
+    denoised: Draws,
     settings: FineTuning,
     seed: int,
     epoch: int,
@@ -126,7 +184,7 @@ def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
     return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
 
 
-def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: Worker) -> np.ndarray:
+def _count(classifier: nn.Module, data: DataSet, denoised: Draws, worker: Worker) -> np.ndarray:
     mine = torch.arange(denoised.shape[1])[worker.rank :: worker.world]
     counts = torch.zeros(denoised.shape[1], data.num_classes + 1, dtype=torch.int64, device=worker.device)
     chosen = torch.from_numpy(denoised[:, mine.numpy()])

@@ -19,6 +19,7 @@ from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
 
 ABSENT = "-"
+CALLS = {"classifier_calls": "C calls", "denoiser_calls": "D calls", "queries": "queries"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def trial_records(result: StudyResult) -> list[dict[str, Any]]:
         record: dict[str, Any] = {
             "name": trial.name, "number": trial.number, "baseline": trial.baseline,
             "state": trial.state, "reason": trial.reason, "parameters": dict(trial.parameters),
-            "trainable_parameters": trial.trainable_parameters,
+            "trainable_parameters": trial.trainable_parameters, "cost": cost(trial),
         }  # fmt: skip
         if trial.estimate:
             estimate = trial.estimate
@@ -70,6 +71,12 @@ def trial_records(result: StudyResult) -> list[dict[str, Any]]:
             }  # fmt: skip
         records.append(record)
     return records
+
+
+def cost(trial: TrialResult) -> dict[str, float]:
+    """What a trial's epochs took together: calls of classifier and denoiser, and seconds; queries of a black box."""
+    kinds = (*CALLS, "seconds")
+    return {kind: sum(e.get(kind, 0) for e in trial.epochs) for kind in kinds if any(kind in e for e in trial.epochs)}
 
 
 def contribution(certificates: Certificates) -> np.ndarray:
@@ -122,20 +129,29 @@ def trials_table(result: StudyResult) -> Table:
     scale = sorted({(e.n, e.images, e.samples) for e in estimates})
     made = "; ".join(f"{images} validation images x {samples} samples" for _, images, samples in scale)
     at = "/".join(str(n) for n in sorted({n for n, _, _ in scale})) or "n"
+    counted = [kind for kind in CALLS if any(kind in cost(trial) for trial in result.trials)]
     rows = []
     for trial in ranked(result):
         e = trial.estimate
         name = trial.name + (" (b)" if trial.baseline else "") + (" *" if trial.name == result.winner else "")
         parameters = [shown(trial.parameters.get(path)) for path in result.searched]
         trained = ABSENT if trial.trainable_parameters is None else f"{trial.trainable_parameters:,}"
+        spent = cost(trial)
+        costs = [f"{spent[kind]:,.0f}" if kind in spent else ABSENT for kind in counted]
         measured = [f"{e.acr:.3f}", f"{e.se:.3f}", _share(e.clean)] if e else [ABSENT] * 3
         shares = [_share(e.certified_accuracy.get(r)) if e else ABSENT for r in result.radii]
-        rows.append(tuple(one_line(cell) for cell in (name, *parameters, trained, *measured, *shares, trial.state)))
-    columns = ("trial", *names.values(), "trained", f"est. ACR@{at}", "± SE", "clean", *_radii(result), "state")
+        rows.append(
+            tuple(one_line(cell) for cell in (name, *parameters, trained, *costs, *measured, *shares, trial.state))
+        )
+    calls = [CALLS[kind] for kind in counted]
+    columns = ("trial", *names.values(), "trained", *calls, f"est. ACR@{at}", "± SE", "clean", *_radii(result), "state")
     notes = [
         "* the winner, (b) a baseline; trained: how many parameters; clean: accuracy, r = ...: certified accuracy at r,"
         " both estimated, in %."
     ]
+    if counted:
+        notes.append("C, D calls: images through classifier and denoiser, to train and to validate; queries: sent to"
+                     " the black box.")  # fmt: skip
     notes += [one_line(f"{t.name} {t.state}: {t.reason}") for t in ranked(result) if t.reason]
     title = f"Estimates, not certificates ({made or 'none yet'})"
     return Table(title, columns, rows, (0, len(columns) - 1), tuple(notes))

@@ -7,17 +7,22 @@ noncentral chi-squared law. No single classifier sees every fault: an axis sees 
 direction what correlates elements, the tie a selection that is not independent, the sphere the norm of the noise.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
-from torch import Tensor
+from torch import Tensor, nn
 
+from cadis_ray.models.black_box import BlackBox, BlackBoxModel
+from cadis_ray.models.denoisers import Denoiser
+from cadis_ray.models.local_smoothing import LocalSmoothing
+from cadis_ray.models.schedule import make_schedule
 from cadis_ray.smoothing.certifier import certify_images
+from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.sampling import Classify
 
 SIGMA, N0, N, ALPHA = 0.5, 100, 400, 0.05  # a large alpha makes a wrong one visible in few replicates
@@ -26,6 +31,7 @@ ELEMENTS = 108
 BLOCK, BATCH_SIZE = 100, 2048
 NEVER = -1e9  # the logit of a class that is never voted for
 FLAG = 1e-4
+LOCAL_NOISES, LOCAL_SIGMA = 3, 0.25
 CENTRE_DISTANCE = 20 * SIGMA  # nearer, the radius is far above Cohen's bound; farther, the norm of the noise is lost
 
 
@@ -37,6 +43,7 @@ class Cell:
     classify: Classify
     probability: float
     radius: float
+    denoise: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,51 @@ def cells(device: torch.device | str = "cpu") -> tuple[Cell, ...]:
     return *made, Cell("sphere", ball, *sphere(CENTRE_DISTANCE, squared**0.5 * SIGMA))
 
 
+def cells_of_kinds(device: torch.device | str = "cpu") -> tuple[Cell, ...]:
+    """Those of the other kinds of base classifier, behind the program's own parts, with laws as exact.
+
+    denoised: noise of exactly sigma by a denoiser whose network is left out. local: the mean softmax of a half-space
+    over fixed noises is a half-space with another threshold, which is solved for. black box: labels alone come back.
+    """
+    by_name = {cell.name: cell for cell in cells(device)}
+    denoiser = Denoiser(nn.Identity(), make_schedule("cosine", 4000), channels=SHAPE[0]).eval()
+    dense = torch.linspace(-1, 1, ELEMENTS, dtype=torch.float64)
+    dense, threshold = dense / dense.norm(), local_threshold(dense / dense.norm())
+    made = []
+    for name in ("tie", "sphere"):
+        cell = by_name[name]
+        made.append(replace(cell, name=f"{name}, denoised", classify=Pixels(cell.classify), denoise=partial(
+            _scaled_noise, denoiser)))  # fmt: skip
+        box = BlackBoxModel(BlackBox(partial(_labels, cell.classify, device), NUM_CLASSES), None).eval()
+        made.append(replace(cell, name=f"{name}, black box", classify=box, denoise=_on_both_sides))
+    for name, z in (("tie", 0.0), ("dense", 1.8)):
+        half = partial(_half_space, dense.float().to(device), z * SIGMA + threshold, image().flatten().to(device))
+        local = LocalSmoothing(Pixels(half), LOCAL_NOISES, LOCAL_SIGMA, seed=0)
+        made.append(replace(by_name[name], name=f"{name}, local", classify=local.eval(), denoise=_on_both_sides))
+    return tuple(made)
+
+
+def local_threshold(direction: Tensor) -> float:
+    """The score at which the mean over the local noises of sigmoid(2 (score + sigma' direction.noise)) is 1/2."""
+    addresses = torch.zeros(LOCAL_NOISES, dtype=torch.int64), torch.arange(LOCAL_NOISES)
+    noises = gaussian(0, Stream.LOCAL, *addresses, SHAPE).flatten(1).double()
+    moved = (LOCAL_SIGMA * noises @ direction).numpy()
+    bracket = (-moved.max() - 1, -moved.min() + 1)
+    return optimize.root_scalar(lambda score: np.tanh(score + moved).sum(), bracket=bracket, xtol=1e-14).root
+
+
+class Pixels(nn.Module):
+    """``classify`` of images on the [-1, 1] scale."""
+
+    def __init__(self, classify: Classify) -> None:
+        super().__init__()
+        self.classify = classify
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify((images + 1) / 2)
+
+
 def sphere(distance: float, r: float) -> tuple[float, float]:
     """(p_A, exact radius) at ``distance`` from the centre of the ball of radius ``r``, p_A > 1/2."""
 
@@ -105,16 +157,16 @@ def run(
     replicates: int,
     seed: int,
     device: torch.device | str = "cpu",
-    names: Sequence[str] = ("axis", "axis tail", "dense", "tie", "sphere"),
+    names: Sequence[str] | None = None,
 ) -> list[Finding]:
-    """Certify every classifier ``replicates`` times and compare with theory.
+    """Certify every classifier ``replicates`` times, of ``names`` only if given, and compare with theory.
 
     Coverage: certificates beyond the exact radius, one-sided against their exact probability. Mean: votes against
     Bin(replicates * N, p_A). Dispersion: the counts' variance between replicates against N p_A (1 - p_A).
     """
     findings = []
-    for index, cell in enumerate(cells(device)):
-        if cell.name in names:
+    for index, cell in enumerate((*cells(device), *cells_of_kinds(device))):
+        if names is None or cell.name in names:
             ids = torch.arange(replicates, device=device) + index * replicates
             findings.append(_finding(cell, ids, seed))
     return findings
@@ -124,7 +176,7 @@ def _finding(cell: Cell, ids: Tensor, seed: int) -> Finding:
     images = image().to(ids.device).expand(len(ids), *SHAPE)
     found = certify_images(
         cell.classify, images, ids, sigma=SIGMA, n0=N0, n=N, alpha=ALPHA, seed=seed, num_classes=NUM_CLASSES,
-        batch_size=BATCH_SIZE, block=BLOCK,
+        batch_size=BATCH_SIZE, block=BLOCK, denoise=cell.denoise,
     )  # fmt: skip
     false = int(((found.predict > 0) | (found.radius > cell.radius)).sum())
     votes, p, m = found.estimation[:, 0], cell.probability, len(ids)
@@ -139,6 +191,19 @@ def _finding(cell: Cell, ids: Tensor, seed: int) -> Finding:
 
 def _two_sided(below: ArrayLike, above: ArrayLike) -> float:
     return min(1.0, 2 * float(np.minimum(below, above)))
+
+
+def _on_both_sides(images: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    return 2 * (images + sigma * noise) - 1
+
+
+def _scaled_noise(denoiser: Denoiser, images: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    x_t = denoiser.add_noise(images, noise, sigma, "pixel")
+    return x_t / float(denoiser.schedule.alpha_bar[denoiser.timestep(sigma)]) ** 0.5
+
+
+def _labels(classify: Classify, device: torch.device | str, pixels: np.ndarray) -> np.ndarray:
+    return classify(torch.from_numpy(pixels).to(device)).argmax(dim=1).cpu().numpy()
 
 
 def _half_space(direction: Tensor, margin: float, centre: Tensor, images: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def certify_images(
     """
     check_images(images, ids)
     noisy = partial(_add if denoise is None else denoise, sigma=sigma)
-    preflight(classify, images, noisy, num_classes=num_classes, labels=labels)
+    preflight(classify, images, noisy, num_classes=num_classes, labels=labels, sigma=sigma)
 
     def counts(stream: Stream, n: int) -> NDArray[np.int64]:
         sampled = partial(

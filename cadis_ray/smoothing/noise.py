@@ -25,13 +25,17 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Stream(IntEnum):
-    """What noise is used for. Certificates hold only while these never share samples."""
+    """What noise is used for. Certificates hold only while these never share samples.
+
+    LOCAL: the inner noises of local smoothing, which are part of a classifier.
+    """
 
     SEARCH = 0
     SELECTION = 1
     ESTIMATION = 2
     AUDIT = 3
     TRAINING = 4
+    LOCAL = 5
 
 
 def philox4x32(counter: Words, key: tuple[int, int]) -> Words:

@@ -46,14 +46,16 @@ def preflight(
     *,
     num_classes: int,
     labels: Tensor | None = None,
+    sigma: float | None = None,
 ) -> None:
     """Refuse a base classifier that no certificate can hold for, or that is dead. DataError says why.
 
     ``images`` (N, C, H, W) in [0, 1]; ``classify`` and ``denoise`` as for ``sampling.sample_votes``; noise comes from
     the audit's stream. Refused are: modules in training mode; logits that are not (N, num_classes), not finite, or on
     clean images equal for all classes; logits that do not change with the noise; logits of one sample that change
-    with the others of its batch, or from call to call; and, with at least 30 ``labels`` (N,) of two classes or more,
-    a mean recall on clean images no better than a constant answer's.
+    with the others of its batch, or from call to call; with ``sigma`` a ``denoise`` whose answer is not a function of
+    images + sigma * noise alone, such as a prompt for x added before the noise; and, with at least 30 ``labels`` (N,)
+    of two classes or more, a mean recall on clean images no better than a constant answer's.
 
     What passes is not proved sound: a dependence between samples that none of the few batches shows voids the
     guarantee all the same.
@@ -62,6 +64,8 @@ def preflight(
     clean = torch.cat([classify(denoise(part, torch.zeros_like(part))).float() for part in images.split(SMALLEST)])
     _check_clean(clean, num_classes)
     _check_alone(classify, images, denoise, clean)
+    if sigma is not None:
+        _check_noise_first(images, denoise, sigma)
     if labels is not None:
         _check_labels(clean.argmax(dim=1), labels.to(clean.device), num_classes)
 
@@ -125,6 +129,22 @@ def _check_alone(classify: Classify, images: Tensor, denoise: Denoise, clean: Te
     # NaN reveals a dependence of any size. Last, since it would spoil running statistics.
     if not among(torch.full_like(noise[half:], torch.nan)).isfinite().all():
         raise _dependent("the others of its batch")
+
+
+def _check_noise_first(images: Tensor, denoise: Denoise, sigma: float) -> None:
+    """The same x + sigma * noise in two ways, with another x, must look the same to what comes after the noise.
+
+    A diffusion's own noise is up to 0.8% above sigma: the tolerance is for that.
+    """
+    rows = torch.arange(min(SAMPLES, len(images)), device=images.device)
+    x, other = images[rows], 0.25 + images[rows] / 2
+    noise = gaussian(0, Stream.AUDIT, rows, torch.ones_like(rows), x.shape[1:])
+    seen, again = denoise(x, noise).float(), denoise(other, noise + (x - other) / sigma).float()
+    if not float((seen - again).abs().mean()) <= TOLERANCE * float(seen.std()):
+        raise DataError(
+            "what the classifier sees is not a function of x + sigma * noise alone: something acts on the image before "
+            "the noise, such as a prompt, and no certificate would hold; apply it to the noisy image"
+        )
 
 
 def _dependent(on_what: str) -> DataError:

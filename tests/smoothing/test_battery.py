@@ -24,10 +24,42 @@ def flags(replicates: int, *names: str) -> str:
 
 
 def test_green_on_this_code() -> None:
-    findings = battery.run(600, 7)
+    findings = battery.run(600, 7, names=[cell.name for cell in cells()])
     assert [finding.name for finding in findings] == ["axis", "axis tail", "dense", "tie", "sphere"]
     assert [finding.flags for finding in findings] == [""] * 5
     assert max(abs(finding.share - finding.probability) for finding in findings) < 0.004
+
+
+def test_green_for_each_kind_of_base_classifier() -> None:
+    names = [cell.name for cell in battery.cells_of_kinds()]
+    assert {name.split(", ")[1] for name in names} == {"denoised", "local", "black box"}
+    findings = battery.run(150, 8, names=names)
+    assert [finding.flags for finding in findings] == [""] * 6
+    assert max(abs(finding.share - finding.probability) for finding in findings) < 0.008
+
+
+def prompt(images: Tensor) -> Tensor:
+    """Away from the battery's image, as a coordinator might: a function of what it sees."""
+    return images - battery.image()
+
+
+def test_a_prompt_is_sound_after_the_noise_and_before_it_is_refused_and_would_be_seen(monkeypatch: Patch) -> None:
+    """f(u + prompt(u)) is a half-space again, at half the margin; before the noise it certifies twice its radius."""
+    dense = next(cell for cell in cells() if cell.name == "dense")
+    z = dense.radius / battery.SIGMA / 2
+    after = replace(
+        dense, classify=lambda u: dense.classify(u + prompt(u)), radius=dense.radius / 2,
+        probability=float(stats.norm.cdf(z)),
+    )  # fmt: skip
+    before = replace(after, classify=dense.classify, denoise=lambda x, noise, sigma: x + prompt(x) + sigma * noise)
+    monkeypatch.setattr(battery, "cells", lambda device: (after,))
+    monkeypatch.setattr(battery, "cells_of_kinds", lambda device: ())
+    assert flags(100, "dense") == ""
+    monkeypatch.setattr(battery, "cells", lambda device: (before,))
+    with pytest.raises(DataError, match=r"not a function of x \+ sigma"):
+        flags(100, "dense")
+    monkeypatch.setattr(certifier, "preflight", lambda *_, **__: None)
+    assert set("CM") <= set(flags(100, "dense"))
 
 
 # --- noise ---
