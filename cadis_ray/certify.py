@@ -141,6 +141,7 @@ def _open_folder(out: Path, request: "Request", resume: bool) -> None:
 
 def _run(request: "Request", out: Path, resources: "Resources", address: str) -> None:
     from cadis_ray.console import Progress
+    from cadis_ray.engine.capacity import actor_demand, check_capacity
     from cadis_ray.engine.certification import certify_models, estimate_models
     from cadis_ray.engine.cluster import cluster
     from cadis_ray.evidence import write_evidence
@@ -155,6 +156,7 @@ def _run(request: "Request", out: Path, resources: "Resources", address: str) ->
     raise_on_signals()
     try:
         with RunLock(out / "lock"), Progress() as progress, cluster(address, resources):
+            check_capacity([actor_demand(resources)])
             if request.base.certification.mode == "estimate":
                 found = estimate_models(request, store, progress, resources)
                 trials = [

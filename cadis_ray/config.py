@@ -357,14 +357,16 @@ class Scheduler(Section):
 
 class Resources(Section):
     """What the study takes of the cluster. ``workers_per_trial`` 0: a trial trains in its own process (Ray Train's
-    local mode), which on a small machine saves the start of five processes a trial. ``batch_size``: of samples in an
-    actor, None: it finds the fastest by itself."""
+    local mode), which on a small machine saves the start of five processes a trial. ``actors`` denoise or certify; a
+    cluster with less room goes on with ``min_actors``. GPUs: a whole number, or a share of one, so that several fit
+    on it. ``batch_size``: of samples in an actor, None: it finds the fastest by itself."""
 
     workers_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative = 0.0
     concurrent_trials: Count = 2
     actors: Count = 2
+    min_actors: Count = 1
     cpus_per_actor: Positive = 1.0
     gpus_per_actor: NonNegative = 0.0
     threads_per_process: Count = 1

@@ -24,6 +24,7 @@ class Plan:
     trials: int
     baselines: tuple[str, ...]
     train_images: int
+    image_shape: tuple[int, int, int]
     epochs: int
     num_noises: int
     attack_steps: int
@@ -67,6 +68,7 @@ def plan(study: Study) -> Plan:
         trials=study.trials,
         baselines=tuple(study.baselines),
         train_images=train_images,
+        image_shape=shape,
         epochs=epochs,
         num_noises=num_noises,
         attack_steps=attack_steps,

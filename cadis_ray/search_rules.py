@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cadis_ray.config import Distribution, Objective, Sampler
+from cadis_ray.config import Distribution, Objective, Resources, Sampler
 from cadis_ray.explain import Finding, findings, got, section
 from cadis_ray.space import grid
 from cadis_ray.strict_yaml import KeyPath
@@ -24,6 +24,8 @@ def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> I
             yield Finding(("scheduler", "name"), "got 'asha'; need 'none': asha compares trials by acr alone")
     if not faulty & {"space", "sampler", "trials"}:
         yield from _sampler(raw, Sampler.model_validate(section(raw, "sampler")).name)
+    if "resources" not in faulty:
+        yield from _resources(Resources.model_validate(section(raw, "resources")))
     if "warm_start" not in faulty:
         for place, folder in enumerate(raw.get("warm_start", ())):
             if not Path(folder).is_absolute() or not (Path(folder) / "ledger.sqlite").is_file():
@@ -43,6 +45,15 @@ def _objective(objective: Objective, baselines: Mapping[str, Any], radii: Any) -
     if limit is not None and limit.baseline not in baselines:
         text = f"got {got(limit.baseline)}; need the name of a baseline: {', '.join(baselines) or 'there is none'}"
         yield Finding(("objective", "clean_at_least", "baseline"), text)
+
+
+def _resources(resources: Resources) -> Iterator[Finding]:
+    if resources.min_actors > resources.actors:
+        text = f"got {resources.min_actors}; need at most resources.actors = {resources.actors}"
+        yield Finding(("resources", "min_actors"), text)
+    for key in ("gpus_per_worker", "gpus_per_actor"):
+        if (gpus := getattr(resources, key)) > 1 and not gpus.is_integer():
+            yield Finding(("resources", key), f"got {gpus:g}; need a whole number, or a share of one GPU")
 
 
 def _sampler(raw: Any, name: str) -> Iterator[Finding]:

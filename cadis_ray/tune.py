@@ -22,12 +22,17 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, start nothing.")
     ] = False,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="KIND=COUNT", help="With --dry-run: predict time, storage and price, h200=8.")
+    ] = None,
 ) -> None:
     """Search fine-tuning hyperparameters for the largest average certified radius, then certify the winner.
 
     Examples:
 
       python -m cadis_ray.tune search_spaces/digits.yaml
+
+      python -m cadis_ray.tune search_spaces/digits.yaml --dry-run --hardware cpu=2
 
       python -m cadis_ray.tune --resume runs/digits-1a2b3c4d
 
@@ -39,6 +44,9 @@ def tune(
         raise UsageError("give a study file, or --resume RUN_DIR, and not both")
     if address == "auto":
         raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
+    if hardware and not dry_run:
+        raise UsageError("--hardware: predicts what a study takes; give --dry-run with it")
+    from cadis_ray import forecast
     from cadis_ray.config import load_study
     from cadis_ray.plan import lines, plan
     from cadis_ray.run import default_folder, open_folder, read_study
@@ -50,7 +58,10 @@ def tune(
         assert resume is not None
         chosen, run_dir = read_study(resume), resume
     if dry_run:
-        print("\n".join([*lines(plan(chosen)), f"run folder: {run_dir}"]))
+        told = lines(plan(chosen))
+        if hardware:
+            told += forecast.lines(forecast.forecast(chosen, *forecast.parse_hardware(hardware)))
+        print("\n".join([*told, f"run folder: {run_dir}"]))
         return
     if study is not None:
         open_folder(chosen, study.read_text(), run_dir)

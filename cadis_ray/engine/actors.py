@@ -33,7 +33,7 @@ def on_actors(
         _Late,
         fn_constructor_kwargs={"actor": actor, "arguments": arguments},
         compute=ray.data.ActorPoolStrategy(
-            min_size=1,
+            min_size=resources.min_actors,
             max_size=resources.actors,
             initial_size=resources.actors,
             max_tasks_in_flight_per_actor=2,

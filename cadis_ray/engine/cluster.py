@@ -19,8 +19,7 @@ SHUTDOWN_SECONDS = 8.0
 def cluster(address: str, resources: Resources) -> Iterator[None]:
     """A connection to the Ray cluster at ``address``; ``local`` starts one for this study alone and ends it afterwards.
 
-    SIGINT and SIGTERM raise ``Interrupted`` inside. Raises EnvironmentProblem where the cluster cannot be reached, or
-    this machine can never hold one trial or one actor.
+    SIGINT and SIGTERM raise ``Interrupted`` inside. Raises EnvironmentProblem where the cluster cannot be reached.
     """
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is said by us, once
@@ -34,8 +33,6 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
         raise EnvironmentProblem(f"Ray at {address!r} cannot be reached: {error}") from error
     raise_on_signals()
     try:
-        if address == "local":
-            _check_capacity(resources)
         yield
     finally:
         _shutdown()
@@ -53,18 +50,3 @@ def _local_cpus(resources: Resources) -> int:
     workers = resources.concurrent_trials * max(resources.workers_per_trial, 1) * resources.cpus_per_worker
     actors = resources.actors * resources.cpus_per_actor
     return max(os.cpu_count() or 1, int(max(workers, actors) + 2))
-
-
-def _check_capacity(resources: Resources) -> None:
-    """Refuse at once what this machine can never hold."""
-    have = ray.cluster_resources()
-    for what, cpus, gpus in (
-        ("a trial's workers", max(resources.workers_per_trial, 1) * resources.cpus_per_worker,
-         max(resources.workers_per_trial, 1) * resources.gpus_per_worker),
-        ("one actor", resources.cpus_per_actor, resources.gpus_per_actor),
-    ):  # fmt: skip
-        if cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0):
-            raise EnvironmentProblem(
-                f"resources: {what} need {cpus:g} CPU and {gpus:g} GPU, this machine has {have.get('CPU', 0):g} "
-                f"logical CPU and {have.get('GPU', 0):g} GPU; lower the resources in the study file or give --address"
-            )

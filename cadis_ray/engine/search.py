@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from cadis_ray.config import Study, configuration, max_epochs
 from cadis_ray.data import load
 from cadis_ray.engine.sampling import draw
-from cadis_ray.engine.trial import Pool, run_trial, worker_bundle
+from cadis_ray.engine.trial import DRIVER, Pool, run_trial, worker_bundle
 from cadis_ray.engine.warm_start import warm_trials
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.packing import unpack
@@ -36,8 +36,7 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
     searcher = StudySearcher(study, ledger, session, labels)
     resources = study.resources
     trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(run_dir / "training"))
-    # With workers the trial itself only waits: they book their CPUs and GPUs in a placement group of their own.
-    booked = {"CPU": 0.01} if resources.workers_per_trial else worker_bundle(resources)
+    booked = DRIVER if resources.workers_per_trial else worker_bundle(resources)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, booked),
         tune_config=ray.tune.TuneConfig(

@@ -9,6 +9,7 @@ from cadis_ray.certification import Model, Request
 from cadis_ray.config import Study, configuration, fingerprint
 from cadis_ray.console import Progress
 from cadis_ray.data import load
+from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
 from cadis_ray.engine.certification import certify_models
 from cadis_ray.engine.cluster import cluster
 from cadis_ray.engine.pool import make_pool
@@ -23,15 +24,17 @@ from cadis_ray.summary import summarise
 def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:
     """Run or finish a study in ``run_dir``. Nothing that the ledger or the counts hold is done again.
 
-    Raises Interrupted on SIGINT and SIGTERM, with everything committed.
+    Raises EnvironmentProblem where the cluster can never hold ``resources``, and Interrupted on SIGINT and SIGTERM,
+    with everything committed.
     """
     ledger.set_meta("fingerprint", fingerprint(study))
     data = load(study.base.data)
     labels = data.validation.first(study.base.validation.images).labels.numpy()
+    settle(study, ledger)
+    total = len(study.baselines) + study.trials
+    ended = sum(row.state in ENDED for row in ledger.trials())
     with cluster(address, study.resources):
-        settle(study, ledger)
-        total = len(study.baselines) + study.trials
-        ended = sum(row.state in ENDED for row in ledger.trials())
+        check_capacity([actor_demand(study.resources), *([trial_demand(study.resources)] if ended < total else [])])
         if ended < total:
             pool = make_pool(study, run_dir / "pool", progress)
             progress.stage("search", total, ended)

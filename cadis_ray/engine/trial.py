@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Without a limit a trial whose workers find no place waits for ever; Ray tries once a minute.
 CONTROLLER_FAILURES = 30
 CHECKPOINTS = 2
+DRIVER = {
+    "CPU": 0.01
+}  # a trial with workers only waits: they book their CPUs and GPUs in a placement group of their own
 
 
 class Pool(NamedTuple):

@@ -170,6 +170,8 @@ def _resnet(
 
 
 def _load(backbone: nn.Module, checkpoint: str | None, folder: Path | None, prefix: str) -> None:
+    if next(backbone.parameters()).is_meta:
+        return  # only its shapes are asked for
     weights = folder_weights(folder) if checkpoint is None and folder else checkpoint
     if weights is not None:
         load_weights(backbone, read_state(weights), weights, prefix)
