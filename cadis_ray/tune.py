@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,8 @@ def tune(
         raise UsageError("give a study file, or --resume RUN_DIR, and not both")
     if address == "auto":
         raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
+    if out is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(out)):
+        raise UsageError(f"--out {out}: must be a folder, not a URI: its ledger is a SQLite file; mount what is shared")
     from cadis_ray.config import load_study
     from cadis_ray.plan import lines, plan
     from cadis_ray.run import default_folder, open_folder, read_study
