@@ -1,4 +1,4 @@
-"""Files written so that a reader never sees half of one, and known by their content."""
+"""Files written so that a reader never sees half of one, and known by their content; and what they lie on."""
 
 import hashlib
 import os
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+MOUNTS = Path("/proc/self/mounts")
+# Linux's names of file systems that several machines write; those of FUSE (sshfs, s3fs, gcsfuse) are nobody's disk.
+NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "gluster", "9p", "afs", "ocfs", "gfs", "fuse.")
 
 
 @contextmanager
@@ -37,3 +41,21 @@ def digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
+    """The type of the file system that ``path`` lies on if other machines may write to it, too; else None.
+
+    ``mounts``: in the format of fstab; where there is none, as on macOS, the answer is None.
+    """
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return None
+    path, kind, longest = path.resolve(), "", -1
+    for _, place, found, *_ in lines:
+        place = Path(place.replace(r"\040", " "))
+        # A later mount hides an earlier one in the same place.
+        if path.is_relative_to(place) and len(place.parts) >= longest:
+            kind, longest = found, len(place.parts)
+    return kind if kind.startswith(NETWORK) else None

@@ -2,8 +2,9 @@
 
 Resuming relies on it, so rows are inserted or verified to be equal, never replaced: a trial executed again
 after a crash must repeat its counts, and a second, different value is an ``IntegrityError``. One driver
-writes, guarded by ``run_lock.RunLock``; its threads may each open the file. Keep it on a local disk: SQLite's locks
-do not hold on NFS.
+writes, guarded by ``run_lock.RunLock``; its threads may each open the file. On a network file system it has no
+write-ahead log, whose shared memory other machines do not see; locks must work there, as on NFS 4: a report read on
+one machine while another writes relies on them.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
+from cadis_ray.files import network_file_system
 from cadis_ray.packing import compress, decompress
 from cadis_ray.results import State
 
@@ -73,8 +75,8 @@ class EpochRow:
 class Ledger:
     """An open ledger; create it if the file is absent. Use it from the thread that opened it.
 
-    Every write is on disk when the call returns (WAL, ``synchronous=FULL``): a killed process or a power cut
-    loses at most the call in progress. Raises ``IntegrityError`` for a damaged file or another schema version
+    Every write is on disk when the call returns (``synchronous=FULL``): a killed process or a power cut loses at
+    most the call in progress. Raises ``IntegrityError`` for a damaged file or another schema version
     and ``EnvironmentProblem`` where the disk is full or not writable.
     """
 
@@ -84,7 +86,8 @@ class Ledger:
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
             with self._errors():
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                journal = "DELETE" if network_file_system(self.path) else "WAL"
+                for pragma in (f"journal_mode = {journal}", "synchronous = FULL", "foreign_keys = ON"):
                     self._connection.execute(f"PRAGMA {pragma}")
             self._check_schema()
         except BaseException:

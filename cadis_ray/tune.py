@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,8 @@ def tune(
         raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
     if hardware and not dry_run:
         raise UsageError("--hardware: predicts what a study takes; give --dry-run with it")
+    if out is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(out)):
+        raise UsageError(f"--out {out}: must be a folder, not a URI: its ledger is a SQLite file; mount what is shared")
     from cadis_ray import forecast
     from cadis_ray.config import load_study
     from cadis_ray.plan import lines, plan

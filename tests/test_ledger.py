@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
+from cadis_ray.files import network_file_system
 from cadis_ray.ledger import Ledger
 from cadis_ray.run_lock import RunLock
 
@@ -178,6 +179,7 @@ def test_a_flipped_bit_does_not_pass_for_a_vote(ledger: Ledger):
 WRITER = """
 import sys
 import numpy as np
+from cadis_ray.files import network_file_system
 from cadis_ray.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 trial = len(ledger.trials())
@@ -222,6 +224,7 @@ FULL = """
 import resource, signal, sys
 import numpy as np
 from cadis_ray.errors import EnvironmentProblem
+from cadis_ray.files import network_file_system
 from cadis_ray.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 ledger.open_trial(0, "a", None, {})
@@ -284,3 +287,43 @@ def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path):
         RunLock(tmp_path / "nowhere" / "driver.lock"),
     ):
         pass
+
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/export /mnt/shared nfs4 rw,vers=4.1 0 0
+tmpfs /mnt/shared/scratch tmpfs rw 0 0
+s3fs /mnt/a\\040bucket fuse.s3fs rw 0 0
+overlay /mnt/hidden overlay rw 0 0
+server:/other /mnt/hidden nfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/run", None),
+        ("/mnt/shared/runs/digits", "nfs4"),
+        ("/mnt/shared2/run", None),
+        ("/mnt/shared/scratch/run", None),
+        ("/mnt/a bucket/run", "fuse.s3fs"),
+        ("/mnt/hidden", "nfs"),
+    ],
+)
+def test_a_network_file_system_is_known_by_its_mount(tmp_path: Path, path: str, kind: str | None):
+    (tmp_path / "mounts").write_text(MOUNTS)
+    assert network_file_system(Path(path), tmp_path / "mounts") == kind
+    assert network_file_system(Path(path), tmp_path / "nowhere") is None
+
+
+def test_on_a_network_file_system_there_is_no_log_in_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as local:
+        local.open_trial(0, "trial", None, PARAMETERS)
+        assert path.with_name("ledger.db-wal").exists()
+    monkeypatch.setattr("cadis_ray.ledger.network_file_system", lambda path: "nfs4")
+    with Ledger(path) as shared, Ledger(path) as reader:
+        shared.record_epoch(0, 1, {"acr": 0.1}, votes(1))
+        assert not path.with_name("ledger.db-wal").exists()
+        assert not path.with_name("ledger.db-shm").exists()
+        assert np.array_equal(reader.epochs(0)[0].counts, votes(1))

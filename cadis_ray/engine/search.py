@@ -25,6 +25,7 @@ from cadis_ray.summary import clean_limit, estimate_from, scores
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 ENDED = ("complete", "pruned", "failed")
+DEATHS = 3  # so often is a trial started again whose driving process died
 
 
 def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session: str, report: "Report") -> None:
@@ -44,14 +45,14 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
             scheduler=make_scheduler(study),
             metric="acr",
             mode="max",
-            num_samples=todo,
+            num_samples=todo * (1 + DEATHS),  # the searcher says when it is over
             max_concurrent_trials=resources.concurrent_trials,
             reuse_actors=True,  # the process that drives a trial takes seconds to import
         ),
         run_config=ray.tune.RunConfig(
             name=session,
             storage_path=str(run_dir / "tune"),
-            callbacks=[LedgerCallback(study, ledger, report)],
+            callbacks=[LedgerCallback(study, ledger, searcher, report)],
             verbose=0,
         ),
     )
@@ -86,6 +87,7 @@ class StudySearcher(Searcher):
         super().__init__()
         self.study, self.ledger, self.session, self.labels = study, ledger, session, labels
         self.proposed: set[int] = set()
+        self.deaths: dict[int, int] = {}
         self.estimates: dict[int, Estimate] = {}
         self.warm = warm_trials(study, labels)
 
@@ -107,11 +109,22 @@ class StudySearcher(Searcher):
             self.proposed.add(number)
             self.ledger.open_trial(number, name, baseline, parameters)
             epochs = self.ledger.epochs(number)
+            deaths = self.deaths.get(number, 0)
             return {
-                "number": number, "session": self.session, "baseline": baseline is not None,
-                "parameters": parameters, "resume": epochs[-1].checkpoint if epochs else None,
+                "number": number, "session": f"{self.session}-{deaths}" if deaths else self.session,
+                "baseline": baseline is not None, "parameters": parameters,
+                "resume": epochs[-1].checkpoint if epochs else None,
             }  # fmt: skip
-        return Searcher.FINISHED
+        # While a trial runs it may have to be started again.
+        return Searcher.FINISHED if all(row.state in ENDED for row in rows.values()) else None
+
+    def again(self, number: int) -> bool:
+        """Whether a trial whose process died is proposed once more, to go on from what the ledger has of it."""
+        self.deaths[number] = self.deaths.get(number, 0) + 1
+        if self.deaths[number] > DEATHS:
+            return False
+        self.proposed.discard(number)
+        return True
 
     def _draw(self, index: int, rows: dict[int, TrialRow]) -> dict[str, Any] | None:
         """Parameters of searched trial ``index``; None while a result that it needs is not there."""
@@ -206,8 +219,8 @@ Report = Callable[[int, str, dict[str, float]], None]
 class LedgerCallback(ray.tune.Callback):
     """Writes what Tune hears into the ledger, in the driver; nothing slow happens here."""
 
-    def __init__(self, study: Study, ledger: Ledger, report: Report) -> None:
-        self.study, self.ledger, self.report = study, ledger, report
+    def __init__(self, study: Study, ledger: Ledger, searcher: StudySearcher, report: Report) -> None:
+        self.study, self.ledger, self.searcher, self.report = study, ledger, searcher, report
         self.failures: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -236,7 +249,9 @@ class LedgerCallback(ray.tune.Callback):
         self.report(number, state, {})
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._failed(trial.config["number"], "the process that drove the trial died")
+        number = trial.config["number"]
+        if not self.searcher.again(number):
+            self._failed(number, f"the processes that drove the trial died {DEATHS + 1} times")
 
     def _failed(self, number: int, reason: str) -> None:
         self.ledger.close_trial(number, "failed", reason)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.tune
 
@@ -20,8 +21,10 @@ from cadis_ray.packing import pack
 if TYPE_CHECKING:
     from cadis_ray.finetuning.trial import Worker
 
-# Without a limit a trial whose workers find no place waits for ever; Ray tries once a minute.
-CONTROLLER_FAILURES = 30
+# Without limits a trial whose workers find no place, or whose nodes are taken away again and again, never ends.
+WORKER_FAILURES = 3
+CONTROLLER_FAILURES = 30  # Ray tries once a minute
+PREEMPTIONS = 30
 CHECKPOINTS = 2
 DRIVER = {
     "CPU": 0.01
@@ -39,7 +42,8 @@ class Pool(NamedTuple):
 def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str) -> None:
     """The Tune trial: start the workers, pass their reports on, fail if they could not go on.
 
-    ``config``: number, session, parameters by dotted path, resume (checkpoint to go on from, or None).
+    ``config``: number, session, parameters by dotted path, resume (checkpoint to go on from, or None). Raises only
+    where a process of Ray's own died: then the search starts the trial again.
     """
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -60,13 +64,19 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
             name=name,
             storage_path=storage,
             callbacks=[reports],
-            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=CONTROLLER_FAILURES),
+            failure_config=ray.train.FailureConfig(
+                max_failures=WORKER_FAILURES,
+                controller_failure_limit=CONTROLLER_FAILURES,
+                max_preemption_failures=PREEMPTIONS,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS),
         ),
     )
     try:
         failed = trainer.fit().return_value
     except Exception as error:  # whatever it is, it is this trial's end and not the study's
+        if _died(error):
+            raise
         failed = _reason(error)
     # A report still in the queue when this function returns can block Tune for ever (ray 2.60, session.py).
     while not reports._training_actor_item_queue.empty():
@@ -81,6 +91,15 @@ def worker_bundle(resources: Resources) -> dict[str, float]:
     """What one worker books."""
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     return {"CPU": resources.cpus_per_worker} | gpus
+
+
+def _died(error: BaseException | None) -> bool:
+    """Whether a process died, a worker or one of Ray's own, with its node perhaps; not something that they raised."""
+    if isinstance(error, ray.exceptions.RayError):
+        return not isinstance(error, ray.exceptions.RayTaskError)
+    inner = [getattr(error, name, None) for name in ("controller_failure", "health_check_failure")]
+    inner += getattr(error, "worker_failures", {}).values()
+    return any(_died(one) for one in inner if one is not None)
 
 
 def _reason(error: Exception) -> str:

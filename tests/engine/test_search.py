@@ -8,7 +8,7 @@ import pytest
 
 from cadis_ray.config import Study, load_study
 from cadis_ray.engine.sampling import draw
-from cadis_ray.engine.search import StudySearcher, settle
+from cadis_ray.engine.search import DEATHS, StudySearcher, settle
 from cadis_ray.errors import UsageError
 from cadis_ray.ledger import Ledger
 
@@ -131,6 +131,27 @@ def test_a_running_trial_of_a_killed_driver_goes_on_from_its_checkpoint(study: S
         again = StudySearcher(study, ledger, "session-001", LABELS).suggest("any")
     assert again["number"] == 0
     assert again["resume"] == "/somewhere/epoch-0001"
+
+
+def test_a_trial_whose_process_died_goes_on_from_its_checkpoint_and_not_for_ever(study: Study, tmp_path: Path) -> None:
+    study = with_(study, trials=1)
+    with Ledger(tmp_path / "ledger") as ledger:
+        searcher = StudySearcher(study, ledger, "session-000", LABELS)
+        first, *others = (searcher.suggest("any") for _ in range(3))
+        for other in others:
+            end(ledger, other)
+        sessions = {first["session"]}
+        for death in range(1, DEATHS + 1):
+            assert searcher.suggest("any") is None  # it is not over: the one that runs may die
+            ledger.record_epoch(0, death, {"acr": 0.1}, COUNTS, f"/epoch-{death}")
+            assert searcher.again(0)
+            once_more = searcher.suggest("any")
+            assert (once_more["number"], once_more["resume"]) == (0, f"/epoch-{death}")
+            sessions.add(once_more["session"])
+        assert len(sessions) == 1 + DEATHS  # a folder of its own each time
+        assert not searcher.again(0)
+        end(ledger, first, "failed")
+        assert searcher.suggest("any") == "FINISHED"
 
 
 def test_a_trial_whose_end_was_not_heard_of_is_complete(study: Study, tmp_path: Path) -> None:
