@@ -1,5 +1,7 @@
 """A whole study: denoised pool, search, certificates, report; from the first step that is not done yet."""
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +12,12 @@ from cadis_ray.config import Study, configuration, fingerprint
 from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine.certification import certify_models
-from cadis_ray.engine.cluster import cluster
+from cadis_ray.engine.cluster import cluster, machines
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
 from cadis_ray.ledger import Ledger
+from cadis_ray.provenance import commit, hardware, versions
 from cadis_ray.results import Certificates, StudyResult
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.summary import summarise
@@ -29,6 +32,8 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
     data = load(study.base.data)
     labels = data.validation.first(study.base.validation.images).labels.numpy()
     with cluster(address, study.resources):
+        made_by = {"commit": commit(), "versions": versions(), "hardware": hardware(), "cluster": machines()}
+        ledger.set_meta(f"driver {time.time():.3f}", json.dumps(made_by))
         settle(study, ledger)
         total = len(study.baselines) + study.trials
         ended = sum(row.state in ENDED for row in ledger.trials())
