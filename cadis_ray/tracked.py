@@ -45,18 +45,25 @@ def without_secrets(text: str, uri: str) -> str:
     return text
 
 
-def client_of(uri: str) -> "MlflowClient":
-    """A client that gives up soon and announces nothing."""
-    # MLflow has no other switch for these. A server that is down costs seconds, and nobody is told of this run.
+def quiet() -> None:
+    """MLflow gives up soon, announces nothing and tells nobody of this run."""
+    # It has no other switch for these. A server that is down costs seconds.
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():  # fmt: skip
         os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-
     for name in ("mlflow", "alembic"):  # they announce each step of making a new database
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def client_of(uri: str) -> "MlflowClient":
+    """A client of the tracking server, and of the registry with it, at ``uri``."""
+    quiet()
+    from mlflow import MlflowClient
+
+    quiet()  # importing it sets its loggers again
     return MlflowClient(uri, uri)
 
 

@@ -38,6 +38,7 @@ from cadis_ray.tracked import (
     known_runs,
     without_secrets,
 )  # fmt: skip
+from cadis_ray.tracked_model import log_model
 
 SYNC_SECONDS = 5.0
 ENDING_FILES = ("study.yaml", "study.json", "result.json", "report.html", "report.md", "certificates.tsv",
@@ -91,6 +92,10 @@ def sync(
         for path in sorted((run_dir / "figures").glob("*.svg")):
             parent.file(path, "figures")
     parent.status(status)
+    for row in rows:
+        if result and row.name == result.winner:
+            # Last, for its weights may be large.
+            log_model(run(row.name), experiment_id, study, result, row)
 
 
 def send(ledger: Ledger, study: Study, run_dir: Path, result: StudyResult | None, status: Status) -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "cadis_ray"
 SCIENCE = ("models", "data", "finetuning", "smoothing", "report")
 AT_ONCE = ("config", "plan", "strict_yaml", "errors", "space", "commands", "tune", "smoothing.bounds",
            "smoothing.metrics", "models.schedule", "models.architecture",
-           "clusters", "certify", "compare", "selftest")  # fmt: skip
+           "clusters", "certify", "compare", "export", "selftest")  # fmt: skip
 
 
 def modules_of(*folders: str) -> list[str]:
