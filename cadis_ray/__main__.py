@@ -14,6 +14,8 @@ COMMANDS = {
     "tune": "search, then certify the winner; or resume a run",
     "certify": "certify checkpoints; certify verify checks certificates",
     "compare": "tables of runs, certification logs and published results",
+    "compare sync": "send to MLflow what a server that was down has missed",
+    "export": "a model of a run as safetensors, in the hub's layout, or for MLflow",
     "data check": "what a folder of images holds, and what is wrong with it",
     "pretrain": "make a small classifier and denoiser for a data set that has none",
     "selftest": "does this machine certify classifiers of known radius rightly?",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from cadis_ray.report.comparison import Comparison
     from cadis_ray.report.table import Table
+    from cadis_ray.tracked import Status
+
+
+ENDS: "dict[str, Status]" = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # in MLflow's words
 
 
 class Format(StrEnum):
@@ -53,6 +58,8 @@ def compare(
 
       python -m cadis_ray.compare runs/digits-1a2b3c4d --published CIFAR-10 --format html --out compare.html
 
+      python -m cadis_ray.compare sync runs/digits-1a2b3c4d
+
     What a search estimated has a table of its own: an estimate is no certificate. With --published, json is an object
     of rows, published and notes; nothing is ranked across the two.
     """
@@ -73,6 +80,30 @@ def compare(
         _show(_tables(comparison, published))
     else:
         _write(_text(comparison, published, format), out)
+
+
+def sync(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that no driver holds.")],
+) -> None:
+    """Send to MLflow what it has not taken yet: a server was down, or the run was killed.
+
+    Where to: the study's tracking.uri, MLFLOW_TRACKING_URI, or a file in the run's folder. Again, it changes nothing.
+    """
+    from cadis_ray.finished import open_ledger, read_ending, read_result
+    from cadis_ray.run import read_study
+    from cadis_ray.run_lock import RunLock
+    from cadis_ray.tracked import address, without_secrets
+    from cadis_ray.tracking import send
+
+    study = read_study(folder)
+    with RunLock(folder / "lock"), open_ledger(folder) as ledger:
+        before, ending = len(ledger.logged()), read_ending(folder)
+        result = read_result(study, folder, ledger) if "table" in ending else None
+        send(ledger, study, folder, result, ENDS.get(ending.get("status", ""), "KILLED"))
+        sent, trials = len(ledger.logged()) - before, len(ledger.trials())
+    uri = address(study, folder)
+    where = without_secrets(uri, uri)
+    print(f"{folder}: {trials} trials and baselines are in MLflow at {where}; {sent} things were missing, all are sent")
 
 
 def _radii(text: str) -> tuple[float, ...]:
@@ -177,4 +208,8 @@ def _write(text: str, out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    command(compare)
+    if sys.argv[1:2] == ["sync"]:
+        del sys.argv[1]
+        command(sync)
+    else:
+        command(compare)

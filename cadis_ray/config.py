@@ -374,10 +374,12 @@ class Resources(Section):
 
 
 class Tracking(Section):
-    """MLflow. ``uri`` None: a SQLite file in the run's folder."""
+    """MLflow. ``uri`` None: MLFLOW_TRACKING_URI, or a SQLite file in the run's folder. ``registered_model``: whose next
+    version the winner becomes."""
 
     uri: str | None = None
-    experiment: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+    registered_model: Name | None = None
 
     @field_validator("uri")
     @classmethod

@@ -108,6 +108,11 @@ class Ledger:
         found = self._rows("SELECT value FROM meta WHERE key = ?", key)
         return found[0][0] if found else None
 
+    def metas(self, prefix: str) -> dict[str, str]:
+        """Every stored value whose key begins with ``prefix``."""
+        found = self._rows("SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", len(prefix), prefix)
+        return dict(found)
+
     def set_meta(self, key: str, value: str) -> None:
         """Store ``value`` for ``key``; another value than the stored one is an ``IntegrityError``."""
         with self._transaction():

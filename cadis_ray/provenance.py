@@ -1,9 +1,11 @@
 """What made a result: this program's commit, the packages it ran with, the machine."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("ray", "torch", "timm", "transformers", "peft", "optuna", "mlflow", "numpy", "scipy", "safetensors")
 
@@ -33,3 +35,22 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def hardware() -> dict[str, Any]:
+    """This machine: system, processor, logical CPUs, memory, GPUs by name. Asks the driver of the GPUs, not CUDA: that
+    would take a context on one of them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+        gpus = done.stdout.splitlines() if done.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired):
+        gpus = []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"system": platform.platform(), "processor": processor, "cpus": os.cpu_count(),
+            "memory_gib": round(memory / 2**30, 1), "gpus": gpus}  # fmt: skip

@@ -4,6 +4,7 @@ The model brings this package along (``code_paths``) and needs no other checkout
 """
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.models import ModelSignature, set_model
+from mlflow.models import Model, ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from cadis_ray.errors import UsageError
 from cadis_ray.smoothed import RECORD, Smoothed, load_smoothed
+from cadis_ray.tracked import quiet
 
 ARTIFACT, CARD = "smoothed", "card"
 PACKAGES = ("mlflow", "torch", "torchvision", "timm", "peft", "transformers", "huggingface_hub", "safetensors",
@@ -85,11 +87,17 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in PACKAGES]
 
 
-def save(path: Path, smoothed: Path, card: Path) -> None:
-    """Write the pyfunc of a folder of ``save_smoothed`` to ``path``, which must not exist."""
+def save(path: Path, smoothed: Path, card: Path, described: Model | None = None) -> None:
+    """Write the pyfunc of a folder of ``save_smoothed`` to ``path``, which must not exist.
+
+    ``described``: the run and the logged model that it is in a store.
+    """
     if path.exists():
         raise UsageError(f"{path} exists; give another --out")
-    mlflow.pyfunc.save_model(path=str(path), **_model(smoothed, card))
+    quiet()
+    mlflow.pyfunc.save_model(path=str(path), mlflow_model=described or Model(), **_model(smoothed, card))
+    for compiled in path.rglob("__pycache__"):  # of this Python, not of the one that loads the model
+        shutil.rmtree(compiled)
 
 
 def _model(smoothed: Path, card: Path) -> dict[str, Any]:

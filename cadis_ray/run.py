@@ -55,6 +55,7 @@ def read_study(run_dir: Path) -> Study:
 
 def run(study: Study, run_dir: Path, address: str) -> ExitCode:
     """Run or resume the study; prints the tables and leaves result.json. Returns how it ended."""
+    from cadis_ray import tracked
     from cadis_ray.console import Progress
     from cadis_ray.engine.study import run_study
     from cadis_ray.ledger import Ledger
@@ -89,7 +90,8 @@ def run(study: Study, run_dir: Path, address: str) -> ExitCode:
             write_result(run_dir, payload)
             outbox.close(result, status, patience)
     if result is not None:
-        show(result)
+        uri = tracked.address(study, run_dir)
+        show(result, tracked.without_secrets(uri, uri))
     if payload["status"] != "done":
         ending = f"{payload['status']}: {payload['reason']}"
         print(f"{ending}\nEverything counted is saved. Go on with:\n  {resume}", file=sys.stderr)
@@ -118,8 +120,8 @@ def records(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def show(result: StudyResult) -> None:
-    """The tables, and where everything is: rich on a terminal, plain lines elsewhere."""
+def show(result: StudyResult, mlflow: str) -> None:
+    """The tables, and where everything is: rich on a terminal, plain lines elsewhere. ``mlflow``: its address."""
     from cadis_ray.report.table import certificates_table, to_rich, to_text, trials_table
 
     tables = [trials_table(result)] + ([certificates_table(result)] if result.certificates else [])
@@ -136,7 +138,5 @@ def show(result: StudyResult) -> None:
     ):
         if name == "result.json" or (result.run_dir / name).exists():
             print(f"{what}: {result.run_dir / name}")
-    print(
-        f"all trials in MLflow: mlflow ui --backend-store-uri sqlite:///{result.run_dir / 'mlflow.db'}",
-        flush=True,
-    )
+    served = mlflow if mlflow.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(mlflow)}"
+    print(f"all trials in MLflow: {served}", flush=True)

@@ -22,6 +22,7 @@ from cadis_ray.models.checkpoints import write_safetensors
 from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.denoisers import Denoiser, load_denoiser
 from cadis_ray.models.hub import DESCRIPTIONS, hub_folder
+from cadis_ray.models.hub_export import hub_state
 from cadis_ray.provenance import versions
 from cadis_ray.rules import LOCAL, image_shape
 from cadis_ray.smoothing.certifier import Certified, certify_images
@@ -168,12 +169,6 @@ def load_smoothed(folder: Path, device: str = "cpu") -> Smoothed:
     weights = folder / (PIPELINE if denoising["family"] == "diffusers" else DENOISER)
     denoiser = load_denoiser(denoising["family"], weights, denoising["config"])
     return Smoothed(classifier.to(device), denoiser.to(device), record)
-
-
-def hub_state(classifier: Classifier) -> dict[str, Tensor]:
-    """The backbone's weights under its library's own names."""
-    named = getattr(classifier.backbone, "hub_state", None)
-    return named() if named is not None else classifier.backbone.state_dict()
 
 
 def _bare_hub_name(configuration: Configuration) -> bool:

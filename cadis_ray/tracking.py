@@ -1,42 +1,49 @@
 """A run in MLflow: one experiment a study, a parent run, a nested run for each trial and baseline.
 
 ``sync`` may be repeated at any time: runs are found again by tag, a metric point carries the time of its
-ledger row, so that the store takes it for the same point, and the ledger remembers what was taken. No other
-module uses MLflow; it is imported late, in the thread that needs it, since that takes seconds.
+ledger row, so that the store takes it for the same point, and the ledger remembers what was taken. MLflow is
+imported late, in the thread that needs it, since that takes seconds.
 """
 
 import hashlib
-import logging
-import os
-import tempfile
+import json
+import shlex
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 from safetensors.numpy import save
 
 from cadis_ray.config import Study, configuration
+from cadis_ray.errors import CadisError, EnvironmentProblem
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.report import figures
-from cadis_ray.report.files import certificates_tsv
+from cadis_ray.report.files import certificates_file, certificates_tsv
 from cadis_ray.report.table import one_line
-from cadis_ray.results import StudyResult
+from cadis_ray.results import StudyResult, TrialResult
 from cadis_ray.smoothing.metrics import acr, certified_accuracy
+from cadis_ray.tracked import (
+    ENDS,
+    PARENT,
+    RUN,
+    TRIAL,
+    WINNER,
+    Status,
+    TrackedRun,
+    address,
+    connect,
+    known_runs,
+    without_secrets,
+)  # fmt: skip
+from cadis_ray.tracked_model import log_model
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-ENDS: dict[str, Status] = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
-RUN, TRIAL, STATE, REASON = (f"cadis_ray.{key}" for key in ("run", "trial", "state", "reason"))
-PARENT = "mlflow.parentRunId"
-PARAMETERS_PER_BATCH, VALUE_LENGTH = 100, 6000  # MLflow's own limits
 SYNC_SECONDS = 5.0
+ENDING_FILES = ("study.yaml", "study.json", "result.json", "report.html", "report.md", "certificates.tsv",
+                "certificates/request.json")  # fmt: skip
+DIGEST_LENGTH = 36  # the longest that MLflow takes
 
 
 def sync(
@@ -48,41 +55,59 @@ def sync(
 ) -> None:
     """Bring MLflow up to the ledger; with a ``result`` also final metrics, figures, certificates and reports.
 
-    Call it with a result after ``write_report``, whose files it sends. Where: ``study.tracking.uri``, or SQLite
-    at ``run_dir/mlflow.db`` with artifacts below ``run_dir/mlartifacts``; experiment: ``study.tracking.experiment``
-    or the study's name. ``status`` is the parent run's. Raises whatever MLflow raises; what was taken before that
-    is not sent again.
+    Call it with a result after ``write_report``, whose files it sends. Where: ``tracked.address``; a bare SQLite file
+    has its artifacts in ``mlartifacts`` beside it; experiment: ``study.tracking.experiment`` or the study's name.
+    ``status`` is the parent run's. Raises whatever MLflow raises; what was taken before that is not sent again.
     """
-    client, experiment_id = _connect(study, run_dir.resolve())
+    client, experiment_id = connect(study, run_dir.resolve())
     identity = ledger.meta("tracking") or uuid.uuid4().hex
     ledger.set_meta("tracking", identity)
-    known = _known_runs(client, experiment_id, identity)
+    known = known_runs(client, experiment_id, identity)
     rows, logged = ledger.trials(), ledger.logged()
 
-    def run(trial: str, parent: str | None = None, started: float | None = None) -> "_Run":
+    def run(trial: str, parent: str | None = None, started: float | None = None) -> TrackedRun:
         if trial not in known:
             tags = {RUN: identity, TRIAL: trial} | ({PARENT: parent} if parent else {})
             start = int(1000 * started) if started else None
             name = trial or run_dir.resolve().name
             known[trial] = client.create_run(experiment_id, start, tags, name).info.run_id
-        return _Run(client, ledger, known[trial], logged)
+        return TrackedRun(client, ledger, known[trial], logged)
 
     parent = run("", started=rows[0].started if rows else None)
     asked = study.model_dump(mode="json", exclude={"resources", "tracking"})
     parent.parameters("study", dict(_flat(asked)))
+    _inputs(parent, study)
+    _sync_drivers(parent, ledger)
     for row in rows:
         one = run(row.name, parent.id, row.started)
         _sync_trial(one, row, study, run_dir)
         if row.state != "running":
             one.end(row)
         if result and row.state != "running":
-            _sync_final(one, row, result)
+            _sync_final(one, row, result, run_dir)
     if result:
-        for name in ("study.yaml", "result.json", "report.html", "report.md", "certificates.tsv"):
+        _sync_ending(parent, result, rows)
+        for name in ENDING_FILES:
             parent.file(run_dir / name)
         for path in sorted((run_dir / "figures").glob("*.svg")):
             parent.file(path, "figures")
     parent.status(status)
+    for row in rows:
+        if result and row.name == result.winner:
+            # Last, for its weights may be large.
+            log_model(run(row.name), experiment_id, study, result, row)
+
+
+def send(ledger: Ledger, study: Study, run_dir: Path, result: StudyResult | None, status: Status) -> None:
+    """``sync``, its failure in one message for the user, without a password. Raises EnvironmentProblem."""
+    try:
+        sync(ledger, study, run_dir, result, status)
+    except CadisError:
+        raise
+    except Exception as error:
+        uri = address(study, run_dir)
+        problem = f"MLflow at {uri} does not take everything: {one_line(error)[:300]}; try again when it does"
+        raise EnvironmentProblem(without_secrets(problem, uri)) from None
 
 
 class Outbox:
@@ -128,79 +153,21 @@ class Outbox:
     def _complain(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
-            uri = self._study.tracking.uri or "the run directory"
+            uri = address(self._study, self._run_dir)
             message = f"MLflow at {uri} does not take everything ({one_line(problem)[:300]})."
-            secret = urlsplit(uri).netloc.rpartition("@")[0]
             self._warn(
-                (message.replace(secret, "***") if secret else message)
-                + " The study goes on; its ledger keeps what is missing, and resuming the run sends it."
+                without_secrets(message, uri) + " The study goes on and its ledger keeps what is missing; to send it:"
+                f" python -m cadis_ray.compare sync {shlex.quote(str(self._run_dir))}"
             )
 
 
-class _Run:
-    """One MLflow run; what the ledger has marked as ``logged`` is not sent again."""
-
-    def __init__(self, client: "MlflowClient", ledger: Ledger, run_id: str, logged: set[str]) -> None:
-        self.client, self.ledger, self.id, self.logged = client, ledger, run_id, logged
-
-    def once(self, key: str, send: Callable[[], object]) -> None:
-        """Send and mark; a crash between the two sends again what the store takes for the same."""
-        mark = f"{self.id}/{key}"
-        if mark not in self.logged:
-            send()
-            self.ledger.mark_logged(mark)
-            self.logged.add(mark)
-
-    def parameters(self, key: str, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        made = [Param(name, str(value)[:VALUE_LENGTH]) for name, value in values.items()]
-        for part, first in enumerate(range(0, len(made), PARAMETERS_PER_BATCH)):
-            batch = made[first : first + PARAMETERS_PER_BATCH]
-            self.once(f"parameters/{key}/{part}", partial(self.client.log_batch, self.id, params=batch))
-
-    def metrics(self, key: str, values: Mapping[str, float], seconds: float, step: int) -> None:
-        from mlflow.entities import Metric
-
-        made = [Metric(name, float(value), int(1000 * seconds), step) for name, value in values.items()]
-        self.once(f"metrics/{key}", lambda: self.client.log_batch(self.id, metrics=made))
-
-    def artifact(self, name: str, content: bytes) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / name
-            path.write_bytes(content)
-            self.file(path)
-
-    def file(self, path: Path, folder: str | None = None) -> None:
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            key = f"artifact/{folder}/{path.name}/{digest}"
-            self.once(key, lambda: self.client.log_artifact(self.id, str(path), folder))
-
-    def end(self, row: TrialRow) -> None:
-        def send() -> None:
-            self.client.set_tag(self.id, STATE, row.state)
-            if row.reason:
-                self.client.set_tag(self.id, REASON, row.reason[:VALUE_LENGTH])
-            ended = int(1000 * row.ended) if row.ended else None
-            self.client.set_terminated(self.id, ENDS[row.state], ended)
-
-        self.once("end", send)
-
-    def status(self, status: Status) -> None:
-        if status == "RUNNING":
-            self.client.update_run(self.id, status=status)
-        else:
-            self.client.set_terminated(self.id, status)
-
-
-def _sync_trial(run: _Run, row: TrialRow, study: Study, run_dir: Path) -> None:
+def _sync_trial(run: TrackedRun, row: TrialRow, study: Study, run_dir: Path) -> None:
     """Parameters and epochs of a trial; its evidence once it has ended."""
-    if f"{run.id}/end" in run.logged:
+    if run.has("end"):
         return
     resolved = configuration(study, row.parameters).model_dump(mode="json")
     run.parameters("resolved", dict(_flat(resolved)))
+    _inputs(run, study)
     epochs = run.ledger.epochs(row.number)
     for epoch in epochs:
         run.metrics(f"epoch/{epoch.epoch}", epoch.metrics, epoch.recorded, epoch.epoch)
@@ -208,6 +175,11 @@ def _sync_trial(run: _Run, row: TrialRow, study: Study, run_dir: Path) -> None:
         return
     if row.trainable_parameters is not None:
         run.parameters("model", {"trainable_parameters": row.trainable_parameters})
+    trained = sum(epoch.metrics.get("seconds", 0.0) for epoch in epochs)
+    gpus = study.resources.gpus_per_worker * max(study.resources.workers_per_trial, 1)
+    spent = {"training_seconds": trained, "gpu_seconds": gpus * trained}
+    run.metrics("spent", spent, row.ended or row.started, epochs[-1].epoch if epochs else 0)
+    run.artifact("configuration.json", (json.dumps(resolved, indent=2) + "\n").encode())
     counts = {f"epoch-{epoch.epoch:04d}": epoch.counts for epoch in epochs}
     if counts:
         run.artifact("counts.safetensors", save(counts))
@@ -217,60 +189,74 @@ def _sync_trial(run: _Run, row: TrialRow, study: Study, run_dir: Path) -> None:
                 run.file(path, "checkpoint")
 
 
-def _sync_final(run: _Run, row: TrialRow, result: StudyResult) -> None:
+def _inputs(run: TrackedRun, study: Study) -> None:
+    """The images trained and counted on. The digest is of what was asked for, not of the pixels."""
+    data, images = study.base.data, study.base.validation.images
+    source = data.model_dump_json(exclude={"test", "test_subset"})
+    for context, used in (("training", data.train or "all but the validation images"), ("validation", images)):
+        profile = json.dumps({"split": context, "images": used})
+        digest = hashlib.sha256(f"{source}{profile}".encode()).hexdigest()[:DIGEST_LENGTH]
+        run.input(data.name, digest, context, source, profile)
+
+
+def _sync_drivers(parent: TrackedRun, ledger: Ledger) -> None:
+    """What ran the study: of several drivers the last one's commit, packages and machines, and a file of all."""
+    drivers = {key: json.loads(text) for key, text in ledger.metas("driver ").items()}
+    if not drivers:
+        return
+    last = drivers[max(drivers)]
+    tags = {f"cadis_ray.{key}": json.dumps(value) for key, value in last.items() if key != "commit"}
+    tags |= {"mlflow.source.name": "cadis_ray.tune", "mlflow.source.type": "LOCAL"}
+    if last.get("commit"):
+        tags["mlflow.source.git.commit"] = last["commit"]
+    parent.tags(max(drivers), tags)
+    parent.artifact("drivers.json", (json.dumps(drivers, indent=2) + "\n").encode())
+
+
+def _sync_ending(parent: TrackedRun, result: StudyResult, rows: list[TrialRow]) -> None:
+    """The winner, and its figures on the parent too, so that studies compare; what all trials took together."""
+    ended = max((row.ended or row.started for row in rows), default=0.0)
+    values = {f"trials_{state}": float(sum(row.state == state for row in rows)) for state in ENDS}
+    if result.winner:
+        winner = next(trial for trial in result.trials if trial.name == result.winner)
+        values |= _final_metrics(winner, result)
+        parent.tags(f"winner/{result.winner}", {WINNER: result.winner})
+    parent.metrics(f"ending/{ended}", values, ended, 0)
+
+
+def _sync_final(run: TrackedRun, row: TrialRow, result: StudyResult, run_dir: Path) -> None:
     """The estimate and the certificates of an ended trial; each metric's name says at which n it holds."""
+    trial = next((trial for trial in result.trials if trial.name == row.name), None)
+    if trial is None:
+        return
     ended, step = row.ended or row.started, run.ledger.last_epoch(row.number) or 0
-    estimates = {trial.name: trial.estimate for trial in result.trials}
-    if e := estimates.get(row.name):
+    run.metrics("final", _final_metrics(trial, result), ended, step)
+    if c := result.certificates.get(row.name):
+        run.artifact("certificates.tsv", certificates_tsv(c).encode())
+        run.artifact("votes.safetensors", save({"idx": c.idx, "label": c.label, "selection": c.selection,
+                                                "estimation": c.estimation}))  # fmt: skip
+        run.artifact("certified_accuracy.svg", figures.svg(figures.certified_accuracy(result)).encode())
+        evidence = certificates_file(run_dir, row.name).with_suffix(".jsonl")
+        if evidence.is_file():
+            run.file(evidence)
+            with evidence.open() as lines:
+                record = json.loads(lines.readline())
+            profile = json.dumps({"split": "test", "images": len(c.idx), "sha256": record["data_sha256"]})
+            run.input("test images", record["data_sha256"][:DIGEST_LENGTH], "testing", "{}", profile)
+
+
+def _final_metrics(trial: TrialResult, result: StudyResult) -> dict[str, float]:
+    values = {}
+    if e := trial.estimate:
         name = f"acr_at_{e.n}_estimate"
         values = {name: e.acr, f"{name}_se": e.se, "clean_estimate": e.clean}
         values |= {f"certified_accuracy_{r:g}_at_{e.n}_estimate": v for r, v in e.certified_accuracy.items()}
-        run.metrics("estimate", values, ended, step)
-    if c := result.certificates.get(row.name):
-        values = {f"acr_at_{c.n}_certified": acr(c.radius, c.correct)}
+    if c := result.certificates.get(trial.name):
+        values[f"acr_at_{c.n}_certified"] = acr(c.radius, c.correct)
         for r in result.radii:
             share = certified_accuracy(c.radius, c.correct, r)
             values[f"certified_accuracy_{r:g}_at_{c.n}_certified"] = share
-        run.metrics("certificates", values, ended, step)
-        run.artifact("certificates.tsv", certificates_tsv(c).encode())
-        run.artifact("certified_accuracy.svg", figures.svg(figures.certified_accuracy(result)).encode())
-
-
-def _connect(study: Study, run_dir: Path) -> "tuple[MlflowClient, str]":
-    # MLflow has no other switch for these. A server that is down costs seconds, and nobody is told of this run.
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }.items():  # fmt: skip
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # they announce each step of making a new database
-        logging.getLogger(name).setLevel(logging.ERROR)
-    uri, experiment = study.tracking.uri, study.tracking.experiment or study.name
-    scheme = urlsplit(uri or "").scheme
-    artifacts = run_dir / "mlartifacts"
-    if uri and scheme.startswith("sqlite"):
-        database = Path(uri.split(":///", 1)[-1]).resolve()
-        uri, artifacts = f"sqlite:///{database}", database.parent / "mlartifacts"
-    client = MlflowClient(uri or f"sqlite:///{run_dir / 'mlflow.db'}")
-    found = client.get_experiment_by_name(experiment)
-    if found:
-        return client, found.experiment_id
-    # A server stores artifacts in a place of its own; a bare database would take the working directory.
-    location = None if scheme in ("http", "https") else artifacts.as_uri()
-    return client, client.create_experiment(experiment, artifact_location=location)
-
-
-def _known_runs(client: "MlflowClient", experiment_id: str, identity: str) -> dict[str, str]:
-    """Trial name ('' for the parent) -> MLflow run id, of the runs of one run directory."""
-    known, token = {}, None
-    while True:
-        page = client.search_runs([experiment_id], f"tags.`{RUN}` = '{identity}'", page_token=token)
-        known |= {run.data.tags[TRIAL]: run.info.run_id for run in page}
-        token = page.token
-        if not token:
-            return known
+    return values
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

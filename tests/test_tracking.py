@@ -1,11 +1,8 @@
 """MLflow gets everything once, whatever is repeated, interrupted or down."""
 
-import os
+import json
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cadis_ray.config import Classifier, Configuration, Data, Denoiser, Distribution, Study, Tracking
+from cadis_ray import tracking
+from cadis_ray.config import Classifier, Configuration, Data, Denoiser, Distribution, Resources, Study, Tracking
 from cadis_ray.ledger import Ledger
 from cadis_ray.report.page import write_report
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
@@ -32,7 +30,7 @@ WEIGHT, RECIPE = "finetuning.adv_weight", "finetuning.recipe"
 
 def study(uri: str | None = None) -> Study:
     base = Configuration(
-        data=Data(name="digits"),
+        data=Data(name="digits", train=200, seed=7),
         sigma=0.25,
         denoiser=Denoiser(family="improved_diffusion", checkpoint="d.safetensors", config={"image_size": 8}),
         classifier=Classifier(library="timm", name="vit_tiny_patch16_224", checkpoint="c.safetensors"),
@@ -43,6 +41,7 @@ def study(uri: str | None = None) -> Study:
         base=base,
         space={WEIGHT: Distribution(low=0.5, high=8, log=True)},
         baselines={"off_the_shelf": {RECIPE: "none"}},
+        resources=Resources(workers_per_trial=2, gpus_per_worker=0.5),
         tracking=Tracking(uri=uri),
     )
 
@@ -53,7 +52,7 @@ def votes(trial: int, epoch: int) -> np.ndarray:
 
 def record(ledger: Ledger, number: int, first: int, last: int) -> None:
     for epoch in range(first, last):
-        metrics = {"acr": 0.2 + number / 10 + epoch / 100, "loss": 1 / (1 + epoch)}
+        metrics = {"acr": 0.2 + number / 10 + epoch / 100, "loss": 1 / (1 + epoch), "seconds": 4.0}
         ledger.record_epoch(number, epoch, metrics, votes(number, epoch))
 
 
@@ -65,7 +64,12 @@ def run_dir(tmp_path: Path) -> Path:
     for name in ("adapter.safetensors", "meta.json", "optimizer.pkl"):
         (checkpoint / name).write_text(name)
     (tmp_path / "run" / "study.yaml").write_text("name: tiny\n")
+    (tmp_path / "run" / "certificates").mkdir()
+    (tmp_path / "run" / "certificates" / "trial-0000.jsonl").write_text(json.dumps({"data_sha256": 16 * "abcd"}) + "\n")
     with Ledger(tmp_path / "run" / "ledger.db") as ledger:
+        for second, commit in ((2.0, "later"), (1.0, "earlier")):
+            made_by = {"commit": commit, "versions": {"torch": "2"}, "hardware": {"gpus": ["H200"]}}
+            ledger.set_meta(f"driver {second}", json.dumps(made_by))
         ledger.open_trial(0, "off_the_shelf", "off_the_shelf", {RECIPE: "none"})
         record(ledger, 0, 0, 1)
         ledger.close_trial(0, "complete", trainable_parameters=0)
@@ -121,10 +125,16 @@ def artifacts(run_dir: Path, run: Any) -> dict[str, Path]:
 
 
 def points_of(ledger: Ledger, number: int) -> list[tuple[str, int, float]]:
-    return sorted((key, e.epoch, value) for e in ledger.epochs(number) for key, value in e.metrics.items())
+    """What every epoch measured, and once a trial has ended what it took: 4 s an epoch on twice half a GPU."""
+    epochs, row = ledger.epochs(number), ledger.trials()[number]
+    points = [(key, e.epoch, value) for e in epochs for key, value in e.metrics.items()]
+    last, seconds = (epochs[-1].epoch if epochs else 0), 4.0 * len(epochs)
+    ended = [("training_seconds", last, seconds), ("gpu_seconds", last, seconds)]
+    return sorted(points + (ended if row.state != "running" else []))
 
 
-def test_everything_is_in_mlflow_once(run_dir: Path):
+def test_everything_is_in_mlflow_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tracking, "log_model", lambda *_: None)  # the winner of this run has no weights
     uri = f"sqlite:///{run_dir}/mlflow.db"
     with Ledger(run_dir / "ledger.db") as ledger:
         sync(ledger, study(), run_dir)
@@ -146,7 +156,20 @@ def test_everything_is_in_mlflow_once(run_dir: Path):
         assert seen["off_the_shelf"][0].data.params[RECIPE] == "none"
         assert seen["trial-0001"][0].data.tags["cadis_ray.reason"] == "loss is nan"
         files = artifacts(run_dir, seen["trial-0000"][0])
-        assert set(files) == {"counts.safetensors", "checkpoint/adapter.safetensors", "checkpoint/meta.json"}
+        checkpoint = {"checkpoint/adapter.safetensors", "checkpoint/meta.json"}
+        assert set(files) == {"counts.safetensors", "configuration.json"} | checkpoint
+        assert json.loads(files["configuration.json"].read_text())["finetuning"]["adv_weight"] == 2.5
+        for run, _ in seen.values():
+            used = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+            assert {context: json.loads(d.profile)["images"] for context, d in used.items()} == {
+                "training": 200, "validation": 400
+            }  # fmt: skip
+            assert json.loads(used["training"].source)["seed"] == 7
+            assert used["training"].digest != used["validation"].digest
+        tags = seen["run"][0].data.tags
+        assert tags["mlflow.source.git.commit"] == "later"
+        assert json.loads(tags["cadis_ray.hardware"]) == {"gpus": ["H200"]}
+        assert json.loads(tags["cadis_ray.versions"]) == {"torch": "2"}
         counts = load_file(files["counts.safetensors"])
         assert sorted(counts) == ["epoch-0001", "epoch-0002"]
         np.testing.assert_array_equal(counts["epoch-0002"], votes(1, 2))
@@ -164,9 +187,9 @@ def test_everything_is_in_mlflow_once(run_dir: Path):
             "run": "FINISHED", "trial-0002": "KILLED"
         }  # fmt: skip
         run, points = seen["trial-0002"]
-        assert [p for p in points if p[0] in ("acr", "loss")] == points_of(ledger, 3)
+        assert [p for p in points if p in points_of(ledger, 3)] == points_of(ledger, 3)
         run, points = seen["trial-0000"]
-        final = {key: value for key, _, value in points if key not in ("acr", "loss")}
+        final = {key: value for key, step, value in points if (key, step, value) not in points_of(ledger, 1)}
         assert final == {
             "acr_at_10000_estimate": 0.375, "acr_at_10000_estimate_se": 0.5, "clean_estimate": 0.75,
             "certified_accuracy_0.25_at_10000_estimate": 0.5, "acr_at_1000_certified": 0.4375,
@@ -174,12 +197,19 @@ def test_everything_is_in_mlflow_once(run_dir: Path):
             "certified_accuracy_0.5_at_1000_certified": 0.75,
         }  # fmt: skip
         assert len(points) == len(final) + len(points_of(ledger, 1))
+        (tested,) = (i.dataset for i in run.inputs.dataset_inputs if i.tags[0].value == "testing")
+        assert tested.digest == (16 * "abcd")[:36]
+        whole, totals = seen["run"][0].data, {"trials_complete": 2, "trials_failed": 1, "trials_pruned": 1}
+        assert whole.metrics == final | totals
+        assert whole.tags["cadis_ray.winner"] == "trial-0000"
         files = artifacts(run_dir, run)
+        np.testing.assert_array_equal(load_file(files["votes.safetensors"])["estimation"], np.zeros((4, 11)))
+        assert "trial-0000.jsonl" in files
         assert files["certificates.tsv"].read_text() == (run_dir / "certificates" / "trial-0000.tsv").read_text()
         assert "<svg" in files["certified_accuracy.svg"].read_text()
         files = artifacts(run_dir, seen["run"][0])
         figures = {f"figures/{path.name}" for path in (run_dir / "figures").iterdir()}
-        assert set(files) == {"study.yaml", "report.html", "report.md", "certificates.tsv"} | figures
+        assert set(files) == {"study.yaml", "report.html", "report.md", "certificates.tsv", "drivers.json"} | figures
     assert not list(run_dir.glob("mlruns"))
 
 
@@ -211,41 +241,3 @@ def test_a_server_that_never_answers_is_left_at_the_limit(run_dir: Path):
         assert time.monotonic() - began < 5
     assert len(said) == 1
     assert "not done after 0.5 s" in said[0]
-
-
-def test_an_outbox_sends_what_a_server_takes(run_dir: Path, tmp_path: Path):
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/store",
-    ]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment
-    )
-    try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.2)
-        uri = f"http://127.0.0.1:{port}"
-        said: list[str] = []
-        outbox = Outbox(run_dir / "ledger.db", study(uri), run_dir, said.append)
-        with Ledger(run_dir / "ledger.db") as ledger:
-            record(ledger, 3, 2, 3)
-            result = outcome(run_dir, ledger)
-            assert outbox.close(result, "KILLED", limit=30), said
-            assert said == []
-            seen = read(uri)
-            assert seen["trial-0002"][1] == points_of(ledger, 3)
-            assert seen["run"][0].info.status == "KILLED"
-            client, identity = MlflowClient(uri), seen["trial-0000"][0].info.run_id
-            assert "counts.safetensors" in [file.path for file in client.list_artifacts(identity)]
-    finally:
-        server.terminate()
-        server.wait()

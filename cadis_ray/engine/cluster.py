@@ -38,6 +38,12 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
         _shutdown()
 
 
+def machines() -> list[dict[str, float]]:
+    """What each machine of the connected cluster offers: CPUs, GPUs and their type, memory; no names."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [{key: value for key, value in node.items() if not key.startswith("node:")} for node in nodes]
+
+
 def _shutdown() -> None:
     # Bounded: what must not be lost is on disk already, and the processes of a local cluster die with this one.
     thread = threading.Thread(target=ray.shutdown, daemon=True)

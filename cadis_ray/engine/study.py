@@ -1,5 +1,7 @@
 """A whole study: denoised pool, search, certificates, report; from the first step that is not done yet."""
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
 from cadis_ray.engine.certification import certify_models
-from cadis_ray.engine.cluster import cluster
+from cadis_ray.engine.cluster import cluster, machines
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
 from cadis_ray.ledger import Ledger
+from cadis_ray.provenance import commit, hardware, versions
 from cadis_ray.results import Certificates, StudyResult
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.summary import summarise
@@ -35,6 +38,8 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
     ended = sum(row.state in ENDED for row in ledger.trials())
     with cluster(address, study.resources):
         check_capacity([actor_demand(study.resources), *([trial_demand(study.resources)] if ended < total else [])])
+        made_by = {"commit": commit(), "versions": versions(), "hardware": hardware(), "cluster": machines()}
+        ledger.set_meta(f"driver {time.time():.3f}", json.dumps(made_by))
         if ended < total:
             pool = make_pool(study, run_dir / "pool", progress)
             progress.stage("search", total, ended)

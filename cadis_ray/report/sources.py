@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Comparison:
         own = configuration(study, record["parameters"])
         trial = TrialResult(
             record["number"], record["name"], record["baseline"], record["state"], record["reason"],
-            record["parameters"], _estimate(record.get("estimate")),
+            record["parameters"], estimate_of(record.get("estimate")),
         )  # fmt: skip
         models.append(Model(trial.name, _parameters(own), certified.get(trial.name), trial))
     baselines = {m.trial.number: m.name for m in models if m.certified and m.trial and m.trial.baseline}
@@ -117,7 +117,8 @@ def _protocol(settings: Certification) -> Protocol:
     return Protocol(settings.mode, settings.n0, settings.n, settings.alpha)
 
 
-def _estimate(record: Mapping[str, Any] | None) -> Estimate | None:
+def estimate_of(record: Mapping[str, Any] | None) -> Estimate | None:
+    """The estimate of a line of result.json's table."""
     if record is None:
         return None
     at = next(key for key in record if key.startswith("acr@"))

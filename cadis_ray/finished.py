@@ -1,0 +1,110 @@
+"""A run's folder read back into what its outputs are made of; needs neither the data nor the models."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cadis_ray.config import Configuration, Study, searched_paths
+from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.ledger import Ledger, TrialRow
+from cadis_ray.report.files import certificates_file
+from cadis_ray.report.logs import read_log
+from cadis_ray.report.sources import estimate_of
+from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
+from cadis_ray.smoothing.modes import MODES
+from cadis_ray.smoothing.noise import Stream
+
+LEDGER, RESULT = "ledger.sqlite", "result.json"
+
+
+def read_ending(run_dir: Path) -> dict[str, Any]:
+    """The content of result.json; empty where the run has not ended yet. Raises IntegrityError where it is damaged."""
+    try:
+        return json.loads((run_dir / RESULT).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{run_dir / RESULT}: cannot be read ({error})") from error
+
+
+def open_ledger(run_dir: Path) -> Ledger:
+    """The ledger of a run. Raises UsageError where there is none."""
+    if not (run_dir / LEDGER).is_file():
+        raise UsageError(f"{run_dir}: no {LEDGER}; need the folder of a run that was started")
+    return Ledger(run_dir / LEDGER)
+
+
+def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
+    """The results of a run as they stand.
+
+    Estimates are those of result.json; of a run that has not ended, what the last epoch reported, without certified
+    accuracies. Certificates follow anew from the stored votes. Raises IntegrityError where files contradict.
+    """
+    ending = read_ending(run_dir)
+    estimates = {record["name"]: estimate_of(record.get("estimate")) for record in ending.get("table", [])}
+    names = [record["name"] for record in ending.get("certificates", [])]
+    stored = CountsStore(run_dir / "counts").load() if names else {}
+    return StudyResult(
+        name=study.name,
+        run_dir=run_dir,
+        radii=study.base.certification.radii,
+        searched=searched_paths(study),
+        trials=[_trial(study, ledger, row, estimates) for row in ledger.trials()],
+        winner=ending.get("winner"),
+        certificates={name: _certificates(run_dir, study.base, name, stored) for name in names},
+    )
+
+
+def evidence_of(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a certified model, one an image. Raises IntegrityError where they are missing or damaged."""
+    path = certificates_file(run_dir, name).with_suffix(".jsonl")
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: missing or damaged: {error}") from error
+    if not records:
+        raise IntegrityError(f"{path}: holds no record")
+    return records
+
+
+def _trial(study: Study, ledger: Ledger, row: TrialRow, estimates: Mapping[str, Estimate | None]) -> TrialResult:
+    epochs = ledger.epochs(row.number)
+    estimate = estimates.get(row.name)
+    if row.name not in estimates and epochs and row.state != "failed":
+        last = epochs[-1]
+        acr, se, clean = (last.metrics[key] for key in ("acr", "acr_se", "clean"))
+        images, samples = len(last.counts), int(last.counts[0].sum())
+        estimate = Estimate(acr, se, clean, {}, study.base.certification.n, images, samples)
+    return TrialResult(
+        row.number, row.name, row.baseline is not None, row.state, row.reason, row.parameters, estimate,
+        [epoch.metrics | {"epoch": epoch.epoch} for epoch in epochs], row.trainable_parameters,
+        row.ended - row.started if row.ended else None,
+    )  # fmt: skip
+
+
+def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping[Source, Blocks]) -> Certificates:
+    records, settings = evidence_of(run_dir, name), base.certification
+    first, mode = records[0], MODES[settings.mode]
+    ids, label = (np.array([record[key] for record in records]) for key in ("image_id", "label"))
+    hashes, root = (first["weights_sha256"], first["denoiser_sha256"], first["data_sha256"]), first["noise_root"]
+    votes = {}
+    for stream, n in mode.most(settings).items():
+        blocks = stored.get(Source(*hashes, base.sigma, root, int(stream)), NO_BLOCKS)
+        votes[stream] = blocks.prefix(ids, n, len(first["n0_counts"]))
+    wanted = mode.wanted(settings, base.sigma, label, votes)
+    if any((votes[stream].sum(axis=1) < n).any() for stream, n in wanted.items()):
+        raise IntegrityError(f"{run_dir}: votes of {name} are missing; finish the run, or restore its counts folder")
+    assert mode.conclude is not None, "a study certifies"
+    predict, radius, p_a_lower = mode.conclude(settings, base.sigma, votes)
+    log = read_log(certificates_file(run_dir, name))
+    if not (np.array_equal(log.idx, ids) and np.array_equal(log.radius, radius)):
+        raise IntegrityError(f"{log.path}: not what the votes say; check: python -m cadis_ray.certify verify {run_dir}")
+    seconds = np.zeros(len(ids)) if log.seconds is None else log.seconds
+    return Certificates(
+        name, settings.mode, base.sigma, settings.n0, settings.n, settings.alpha, ids, label, predict, radius,
+        predict == label, seconds, votes[Stream.SELECTION], votes[Stream.ESTIMATION], p_a_lower,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""The winner in MLflow: a logged model of its run, and a version of a registered model where the study names one."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cadis_ray.export import Target, write_model
+from cadis_ray.ledger import TrialRow
+from cadis_ray.results import StudyResult
+from cadis_ray.tracked import TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+    from cadis_ray.config import Study
+
+NAME, READY = "smoothed_classifier", "READY"
+
+
+def log_model(run: TrackedRun, experiment_id: str, study: "Study", result: StudyResult, row: TrialRow) -> None:
+    """Log the smoothed classifier of a run's trial as a pyfunc, once; a version of ``tracking.registered_model``.
+
+    It loads from ``models:/ID``. An upload that was cut off is taken up again under the same id.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    client, register = run.client, study.tracking.registered_model
+    if run.has("model") and (register is None or run.has(f"registered/{register}")):
+        return
+    logged = _logged(run, experiment_id) or client.create_logged_model(
+        experiment_id, NAME, run.id, model_type="cadis_ray.smoothed"
+    )
+
+    def send() -> None:
+        if str(logged.status) != READY:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) / "model"
+                described = Model(run_id=run.id, model_id=logged.model_id)
+                write_model(folder, Target.MLFLOW, study, result, row, described)
+                client.log_model_artifacts(logged.model_id, str(folder))
+            client.finalize_logged_model(logged.model_id, "READY")
+        held = client.get_run(run.id).outputs
+        if not any(output.model_id == logged.model_id for output in (held.model_outputs if held else [])):
+            client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, run.ledger.last_epoch(row.number) or 0)])
+
+    run.once("model", send)
+    if register:
+        run.once(f"registered/{register}", lambda: _register(run, logged, register))
+
+
+def _logged(run: TrackedRun, experiment_id: str) -> "LoggedModel | None":
+    """The run's logged model, where a sync before this one made it."""
+    return next(iter(run.client.search_logged_models([experiment_id], f"source_run_id = '{run.id}'")), None)
+
+
+def _register(run: TrackedRun, logged: "LoggedModel", name: str) -> None:
+    client = run.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    if not any(version.run_id == run.id for version in client.search_model_versions(f"name = '{name}'")):
+        # Without a server MLflow looks a models:/ source up in its process's default store, not in this one.
+        served = client.tracking_uri.startswith("http")
+        source = f"models:/{logged.model_id}" if served else logged.artifact_location
+        client.create_model_version(name, source, run.id, model_id=logged.model_id)
