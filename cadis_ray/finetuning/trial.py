@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.config import Configuration, FineTuning
+from cadis_ray.config import Configuration, FineTuning, schedule
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
@@ -16,6 +16,8 @@ from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.models.classifiers import Classifier
+from cadis_ray.smoothing.estimate import next_samples
+from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
 
 VOTING_BATCH = 512
 
@@ -52,19 +54,24 @@ def trial_epochs(
     seed: int,
     worker: Worker | None = None,
     resume: Path | None = None,
+    racing: bool = False,
 ) -> Iterator[Epoch]:
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
     ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
-    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. ``resume``: a
+    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on, as many samples
+    of an image as ``validation.samples`` wants. ``resume``: a
     checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
-    addressed by (seed, epoch). Raises NonFiniteLoss.
+    addressed by (seed, epoch). ``racing``: early epochs are counted on fewer images, see ``smoothing.racing``; the
+    others have no votes. Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
+    whole = Rung(denoised_validation.shape[1], schedule(configuration.validation.samples))
+    budgets = rungs_of(whole.images, whole.schedule) if racing else (whole,)
     classifier = adapted_classifier(configuration, seed).to(worker.device)
     if settings.recipe == "none":
-        yield Epoch(0, {}, _count(classifier, data, denoised_validation, worker), classifier, None)
+        yield Epoch(0, {}, _count(classifier, data, denoised_validation, whole, seed, worker), classifier, None)
         return
     optimiser = make_optimiser(classifier, settings)
     done = restore_checkpoint(resume, classifier, optimiser) if resume else 0
@@ -85,7 +92,8 @@ def trial_epochs(
             bare=classifier,
             selection_classifier=frozen,
         )
-        counts = _count(classifier, data, denoised_validation, worker)
+        rung = rung_at(budgets, epoch + 1, settings.last_epoch)
+        counts = _count(classifier, data, denoised_validation, rung, seed, worker)
         yield Epoch(epoch + 1, _of_all(metrics, worker), counts, classifier, optimiser)
 
 
@@ -126,13 +134,28 @@ def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
     return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
 
 
-def _count(classifier: Classifier, data: DataSet, denoised: np.ndarray, worker: Worker) -> np.ndarray:
-    mine = torch.arange(denoised.shape[1])[worker.rank :: worker.world]
-    counts = torch.zeros(denoised.shape[1], data.num_classes + 1, dtype=torch.int64, device=worker.device)
-    chosen = torch.from_numpy(denoised[:, mine.numpy()])
-    counts[mine.to(worker.device)] = votes_on(classifier, chosen, batch_size=VOTING_BATCH, device=worker.device)
-    worker.add(counts)
-    return counts.cpu().numpy()
+def _count(
+    classifier: Classifier, data: DataSet, denoised: np.ndarray, rung: Rung, seed: int, worker: Worker
+) -> np.ndarray:
+    """Votes (N, K + 1) of all workers; an image is counted by one of them, as it goes on by its own votes.
+
+    A rung has the first of its images in a random order, the same for every trial.
+    """
+    labels = data.validation.labels[: denoised.shape[1]].numpy()
+    counts = np.zeros((len(labels), data.num_classes + 1), np.int64)
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))[: rung.images]
+    rows, done = np.sort(order)[worker.rank :: worker.world], 0
+    for step in rung.schedule:
+        k, n = counts[rows, labels[rows]], counts[rows].sum(axis=1)
+        rows = rows[next_samples(k, n, rung.schedule) == step]
+        if not len(rows):
+            break
+        chosen = torch.from_numpy(denoised[done:step, rows])
+        counts[rows] += votes_on(classifier, chosen, batch_size=VOTING_BATCH, device=worker.device).cpu().numpy()
+        done = step
+    total = torch.from_numpy(counts).to(worker.device)
+    worker.add(total)
+    return total.cpu().numpy()
 
 
 def _frozen(configuration: Configuration) -> nn.Module:
