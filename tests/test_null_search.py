@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import special
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "null_search.py"
@@ -20,15 +21,15 @@ def test_the_best_of_equals_looks_better_than_it_is_until_it_is_counted_again() 
     settings = {"sigma": 0.5, "trials": 30, "images": 300}
     found = [null_search.repetition(np.random.default_rng(seed), p, **settings) for seed in range(12)]
     said = null_search.conclusions(found)
-    one = said["one_trial"]
-    assert said["search"] - one > 5 * (said["se_of_search"] + said["se_of_one_trial"])  # the winner's curse
-    assert said["winners_search"] - one > 4 * (said["se_of_winners_search"] + said["se_of_one_trial"])
-    assert said["recount"] - one < 0.6 * (said["search"] - one)  # best of three, no longer of thirty
-    assert abs(said["certified"]) < 4 * said["se_of_certified"]  # nothing was selected on these images
+    any_ = said["any_trial"]
+    assert said["search"] - any_ > 5 * (said["se_of_search"] + said["se_of_any_trial"])  # the winner's curse
+    assert said["winners_search"] - any_ > 4 * (said["se_of_winners_search"] + said["se_of_any_trial"])
+    assert said["recount"] - any_ < 0.6 * (said["search"] - any_)  # best of three, no longer of thirty
+    assert abs(said["certified"]) < 0.003  # nothing was selected on these images; misses of n0 cost a little
     assert said["covered"] >= 0.75
 
 
 def test_identical_weights_under_shared_noise_are_one_trial() -> None:
     p = special.ndtr(np.random.default_rng(0).normal(1, 1.2, 500))
     found = null_search.repetition(np.random.default_rng(1), p, sigma=0.5, trials=4, images=100, shared=True)
-    assert found["search"] == found["winners_search"] == found["one_trial"]
+    assert found["search"] == found["winners_search"] == pytest.approx(found["any_trial"])

@@ -49,7 +49,7 @@ def run_trial(rng, ledger, stopping: Stopping, number: int, p: np.ndarray) -> st
     """One trial to its end, as Tune and the ledger's callback would have it."""
     ledger.open_trial(number, f"t{number}", "shelf" if number == 0 else None, {})
     scheduler = LedgerScheduler(stopping)
-    trial = SimpleNamespace(config={"number": number, "baseline": number == 0})
+    trial, epoch = SimpleNamespace(config={"number": number, "baseline": number == 0}), 0
     for epoch in range(1, EPOCHS + 1):
         votes = counted(rng, p, epoch)
         acr = float(votes[:, 0].sum() / votes.sum())

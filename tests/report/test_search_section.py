@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from cadis_ray.report.page import summary, write_report
@@ -75,9 +76,12 @@ def test_the_front_and_the_winner_are_drawn_where_they_are(recounted: StudyResul
     both = dataclasses.replace(recounted, metrics=("acr", "clean"), front=("trial-0002",))
     (axes,) = figures_of(both)["pareto_front"].axes
     stars = [line for line in axes.lines if line.get_marker() == "*"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(0.42, 0.9)]
+    assert [np.ravel(line.get_data()).tolist() for line in stars] == [[0.42, 0.9]]
     (bars,) = figures_of(both)["importance"].axes
-    widths = {t.get_text(): b.get_width() for t, b in zip(bars.get_yticklabels(), bars.patches, strict=True)}
+    widths = {
+        t.get_text(): b.get_width()  # pyright: ignore[reportAttributeAccessIssue]
+        for t, b in zip(bars.get_yticklabels(), bars.patches, strict=True)
+    }
     assert widths == {"adv_weight": 25.0, "r": 75.0}
 
 
@@ -85,7 +89,8 @@ def test_parallel_coordinates_scale_every_axis_and_leave_gaps(recounted: StudyRe
     trials = [dataclasses.replace(t, parameters={recounted.searched[0]: 1.0}) if t.number == 2 else t
               for t in recounted.trials]  # fmt: skip
     (axes,) = figures_of(dataclasses.replace(recounted, trials=trials))["parallel_coordinates"].axes
-    lines = [line.get_ydata().tolist() for line in axes.lines if len(line.get_xdata()) == 3]
+    drawn = [np.asarray(line.get_ydata()) for line in axes.lines]
+    lines = [heights.tolist() for heights in drawn if len(heights) == 3]
     assert lines[0][0] == 0.0
     assert lines[0][1] != lines[0][1]  # NaN: this trial has no rank
     assert lines[0][2] == 0.0
