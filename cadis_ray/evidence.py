@@ -119,8 +119,8 @@ def recompute(folder: Path, share: float, device: str, chance: np.random.Generat
             for (image, start, size), votes in zip(blocks.index[chosen].tolist(), blocks.votes[chosen], strict=True):
                 if image not in row_of:
                     continue
-                item = {"rows": [row_of[image]], "models": [name], "stream": int(stream), "start": start, "size": size}
-                (answer,) = actor(item | {"samples": size})
+                item = {"rows": [row_of[image]], "models": [name], "stream": int(stream)}
+                (answer,) = actor(item | {"start": start, "size": size, "block": size})
                 again += 1
                 if not np.array_equal(answer["votes"][0, 0], votes):
                     problems.append(f"{name}: image {image}, samples {start} to {start + size - 1}: counted again, "

@@ -73,12 +73,14 @@ def pretrain(
     import torch
 
     from cadis_ray import config
+    from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
     from cadis_ray.models.checkpoints import write_safetensors
     from cadis_ray.models.classifiers import load_classifier
     from cadis_ray.models.denoisers import make_denoiser
     from cadis_ray.models.pretraining import pretrain_classifier, pretrain_denoiser, shifted
 
+    keep_freed_memory()
     recipe = RECIPES[name]
     epochs, steps = epochs or recipe.epochs, steps or recipe.steps
     torch.manual_seed(seed)

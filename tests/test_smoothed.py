@@ -32,7 +32,7 @@ def smoothed(folder: Path) -> Smoothed:
 def engine_votes(seed: int) -> dict[Stream, np.ndarray]:
     """(5, 11) of each stream, of the same model by the engine's actor."""
     count = Count(Request(BASE, {"model": Model(BASE, None)}, seed), 64, "cpu", 1)
-    item = {"rows": np.arange(5), "models": ["model"], "start": 0, "samples": 0}
+    item = {"rows": np.arange(5), "models": ["model"], "start": 0, "block": 100}
     sizes = {Stream.SELECTION: 20, Stream.ESTIMATION: 100}
     return {s: next(iter(count(item | {"stream": int(s), "size": n})))["votes"][0] for s, n in sizes.items()}
 

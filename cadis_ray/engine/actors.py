@@ -6,6 +6,7 @@ from typing import Any
 
 import ray.data
 
+from cadis_ray.allocator import keep_freed_memory
 from cadis_ray.config import Resources
 from cadis_ray.errors import CadisError
 
@@ -52,6 +53,7 @@ class _Late:
     """An actor that is made when its first item comes: what that raises reaches the driver as what it is."""
 
     def __init__(self, actor: type, arguments: dict[str, Any]) -> None:
+        keep_freed_memory()
         self._make, self._actor = partial(actor, **arguments), None
 
     def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,10 @@
 """Certificates, and estimates by their side: Ray Data actors count votes on test images."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -18,6 +21,8 @@ from cadis_ray.summary import estimate_from
 
 IMAGES_PER_ITEM = 8
 BLOCK = 500
+MOST_ITEMS = 4096  # Ray Data keeps a record of each
+COMMIT_SECONDS = 2.0
 
 
 def certify_models(
@@ -83,14 +88,14 @@ def count_models(
     stage = "finalists" if request.recount else "certification"
     progress.stage(stage, total, total - sum(item["samples"] for item in items))
     arguments = {"request": request, "batch_size": resources.batch_size}
-    for block in on_actors(items, Count, arguments, resources):
-        rows, stream = np.asarray(block["rows"]), Stream(block["stream"])
-        index = np.array([(ids[row], block["start"], block["size"]) for row in rows])
-        for name, votes, counted in zip(block["models"], block["votes"], block["counted"], strict=True):
-            if counted.any():
-                store.commit(sources[name][stream], Blocks(index[counted], votes[counted]))
-        seconds[rows] += block["seconds"] / len(rows)
-        progress.advance(int(block["samples"]))
+    with _Arrivals(store) as arrivals:
+        for block in on_actors(items, Count, arguments, resources):
+            rows, stream = np.asarray(block["rows"]), Stream(block["stream"])
+            index = np.array([(ids[row], block["start"], block["size"]) for row in rows])
+            for name, votes, counted in zip(block["models"], block["votes"], block["counted"], strict=True):
+                arrivals.add(sources[name][stream], index[counted], votes[counted])
+            seconds[rows] += block["seconds"] / len(rows)
+            progress.advance(int(block["samples"]))
     votes, lacking = state()
     for name, rows in lacking.items():
         if rows.any():
@@ -99,27 +104,70 @@ def count_models(
     return votes
 
 
+class _Arrivals:
+    """Blocks on their way to ``store``: those of a moment go into one file, lest there be one for each of a million.
+
+    Leaving commits what is left, whatever the reason.
+    """
+
+    def __init__(self, store: CountsStore) -> None:
+        self.store, self.since = store, time.monotonic()
+        self.held: dict[Source, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+
+    def add(self, source: Source, index: np.ndarray, votes: np.ndarray) -> None:
+        if len(index):
+            self.held[source].append((index, votes))
+        if time.monotonic() - self.since > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        while self.held:
+            source, parts = self.held.popitem()
+            index, votes = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            self.store.commit(source, Blocks(index, votes))
+        self.since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.commit()
+
+
 def _blocks(
     request: Request, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
 ) -> Iterator[Item]:
-    """Where n is fixed, (images, block) is shared out: a few images, one block of samples, the models that lack it."""
-    row_of = {image: row for row, image in enumerate(ids.tolist())}
-    most = request.mode.most(request.base.certification)
-    lacking: dict[tuple[Stream, int, int, int], list[str]] = defaultdict(list)
-    for name, by_stream in sources.items():
-        for stream, source in by_stream.items():
-            for image, start, size in stored.get(source, NO_BLOCKS).missing(ids, most[stream], BLOCK).tolist():
-                lacking[stream, start, size, row_of[image]].append(name)
-    groups: dict[tuple[Stream, int, int, tuple[str, ...]], list[int]] = defaultdict(list)
-    for (stream, start, size, row), names in lacking.items():
-        groups[stream, start, size, tuple(names)].append(row)
-    for (stream, start, size, names), rows in groups.items():
+    """Where n is fixed, (images, samples) is shared out: a few images, blocks in a row, the models that lack them."""
+    groups = _lacking(request, sources, stored, ids)
+    blocks = sum(-(-len(rows) // IMAGES_PER_ITEM) * -(-size // BLOCK) for (_, _, size, _), rows in groups.items())
+    span = BLOCK * -(-blocks // MOST_ITEMS)  # an item's blocks leave its actor one by one
+    for (stream, low, whole, names), rows in groups.items():
         for first in range(0, len(rows), IMAGES_PER_ITEM):
             part = rows[first : first + IMAGES_PER_ITEM]
-            yield {
-                "stream": int(stream), "start": start, "size": size, "models": list(names), "rows": part,
-                "samples": len(part) * size,
-            }  # fmt: skip
+            for start in range(low, low + whole, span):
+                size = min(span, low + whole - start)
+                yield {
+                    "stream": int(stream), "start": start, "size": size, "block": BLOCK, "models": list(names),
+                    "rows": part, "samples": len(part) * size,
+                }  # fmt: skip
+
+
+def _lacking(
+    request: Request, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
+) -> dict[tuple[Stream, int, int, tuple[str, ...]], list[int]]:
+    """Rows of the images, by stream, start and size of what the same models lack of them."""
+    row_of = {image: row for row, image in enumerate(ids.tolist())}
+    found = defaultdict(list)
+    for stream, n in request.mode.most(request.base.certification).items():
+        gaps: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
+        for name, own in sources.items():
+            for image, start, size in stored.get(own[stream], NO_BLOCKS).missing(ids, n, n).tolist():
+                gaps[row_of[image]].append((start, start + size, name))
+        for row, lacking in gaps.items():
+            for low, high in pairwise(sorted({edge for *edges, _ in lacking for edge in edges})):
+                if names := tuple(name for start, end, name in lacking if start <= low and high <= end):
+                    found[stream, low, high - low, names].append(row)
+    return found
 
 
 def _rounds(request: Request, votes: Mapping[str, Votes], lacking: Mapping[str, np.ndarray]) -> Iterator[Item]:

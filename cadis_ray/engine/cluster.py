@@ -30,7 +30,7 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
             ray.init(address="local", num_cpus=_local_cpus(resources), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray has no class of its own for what can go wrong here
         raise EnvironmentProblem(f"Ray at {address!r} cannot be reached: {error}") from error
     raise_on_signals()
     try:

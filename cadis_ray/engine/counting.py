@@ -24,10 +24,11 @@ TRIED = 32  # images on which a classifier is tried before it is counted
 class Count:
     """One actor: votes of several classifiers on a few of the request's images, denoised once for all of them.
 
-    An item has ``rows`` (of the images) and ``models`` (names), and either one block, ``stream``, ``start`` and
-    ``size``, or the votes so far by stream, ``votes`` (F, R, K + 1), of images to count until the mode says that they
-    are done; ``samples`` is how many there are at most. Answers are blocks with ``votes`` (F, R, K + 1), ``counted``
-    (F, R), which of them the classifier counted, and ``samples``, how many less there are to do.
+    An item has ``rows`` (of the images) and ``models`` (names), and either ``size`` samples of ``stream`` from
+    ``start`` on, counted in blocks of ``block``, or the votes so far by stream, ``votes`` (F, R, K + 1), of images to
+    count until the mode says that they are done; ``samples`` is how many there are at most. Answers are blocks with
+    ``votes`` (F, R, K + 1), ``counted`` (F, R), which of them the classifier counted, and ``samples``, how many less
+    there are to do.
     """
 
     def __init__(self, request: Request, batch_size: int | None, device: str, threads: int) -> None:
@@ -57,8 +58,11 @@ class Count:
         images = self.images.read(torch.as_tensor(rows)).to(self.device)
         if "start" in item:
             everything = np.ones((len(models), len(rows)), bool)
-            block = Stream(item["stream"]), int(item["start"]), int(item["size"]), everything
-            yield self._count(images, rows, models, *block) | {"samples": item["samples"]}
+            start, end = int(item["start"]), int(item["start"]) + int(item["size"])
+            for first in range(start, end, int(item["block"])):
+                size = min(int(item["block"]), end - first)
+                answer = self._count(images, rows, models, Stream(item["stream"]), first, size, everything)
+                yield answer | {"samples": len(rows) * size}
             return
         votes = {Stream[name]: np.array(table) for name, table in item["votes"].items()}
         left, block = int(item["samples"]), self._next(rows, votes)

@@ -91,6 +91,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     """Every worker's loop; returns why the trial cannot go on, or None at its end."""
     import torch
 
+    from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
     from cadis_ray.finetuning.checkpoint import save_checkpoint
     from cadis_ray.finetuning.epoch import NonFiniteLoss
@@ -99,6 +100,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     from cadis_ray.summary import estimate_from
 
     study: Study = config["study"]
+    keep_freed_memory()
     torch.set_num_threads(study.resources.threads_per_process)
     chosen = configuration(study, config["parameters"])
     data = load(chosen.data)

@@ -113,13 +113,10 @@ class CountsStore:
     def commit(self, source: Source, blocks: Blocks) -> Path:
         """Write blocks durably and atomically; committing the same ones again changes nothing.
 
-        ValueError if a row of votes does not sum to its block's size, or if blocks overlap.
+        ValueError if a row of votes does not sum to its block's size, IntegrityError if blocks overlap.
         """
         _check(blocks)
-        try:
-            blocks = _merge([("these blocks", blocks)])
-        except IntegrityError as error:
-            raise ValueError(str(error)) from error
+        blocks = _merge([("these blocks", blocks)])
         content = io.BytesIO()
         content.write(json.dumps(asdict(source)).encode() + b"\n")
         np.save(content, blocks.index.astype(np.uint32), allow_pickle=False)

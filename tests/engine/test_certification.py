@@ -27,7 +27,7 @@ from cadis_ray.finetuning.checkpoint import load_finetuned
 from cadis_ray.models.checkpoints import read_state, write_safetensors
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.report.files import write_certificates
-from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
@@ -107,6 +107,38 @@ def test_sequential_stops_early_and_only_where_the_radii_are_settled(tmp_path: P
     assert samples.mean() < 1500
     assert ((found.radius >= 0.25) == (whole.radius >= 0.25)).all()
     assert (found.estimation <= whole.estimation).all()
+
+
+@pytest.mark.parametrize("most_items", [1, 40, 4096])
+def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certification, "MOST_ITEMS", most_items)
+    n, ids, rng = 4300, np.array([7, 3, 11, 5, 2, 19, 4, 6, 8, 9]), np.random.default_rng(0)
+    base = changed(request("own").base, {"certification.n0": 100, "certification.n": n, "certification.images": 10})
+    streams = {Stream.SELECTION: 100, Stream.ESTIMATION: n}
+    sources = {
+        name: {stream: Source(name, "", "", 0.5, 0, int(stream)) for stream in streams} for name in ("own", "half")
+    }
+    there = {
+        name: [(i, b * certification.BLOCK, certification.BLOCK) for i in ids for b in range(8) if rng.random() < 0.4]
+        for name in sources
+    }
+    stored = {
+        sources[name][Stream.ESTIMATION]: Blocks(np.array(sorted(index)), np.full((len(index), 2), 250))
+        for name, index in there.items()
+    }
+    items = list(certification._blocks(base, sources, stored, ids))
+    for name in sources:
+        for stream, wanted in streams.items():
+            drawn = np.zeros((len(ids), wanted), int)
+            for row, image in enumerate(ids):
+                for number, start, size in there[name] if stream == Stream.ESTIMATION else ():
+                    drawn[row, start : start + size] += number == image
+            for item in items:
+                if item["stream"] == stream and name in item["models"]:
+                    drawn[item["rows"], item["start"] : item["start"] + item["size"]] += 1
+            assert (drawn == 1).all()
+    largest = max(item["size"] for item in items)
+    assert largest <= certification.BLOCK if most_items == 4096 else largest > certification.BLOCK
 
 
 @pytest.mark.usefixtures("in_process")

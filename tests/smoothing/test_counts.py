@@ -104,7 +104,7 @@ def test_blocks_that_share_samples_are_an_error(store):
     with pytest.raises(IntegrityError, match="share samples") as caught:
         store.load()
     assert path.name in str(caught.value)
-    with pytest.raises(ValueError, match="share samples"):
+    with pytest.raises(IntegrityError, match="share samples"):
         store.commit(SOURCE, blocks((1, 0, 10), (1, 0, 20)))
 
 
