@@ -86,6 +86,7 @@ def trained(chosen: Configuration, data: DataSet, denoiser: Denoiser, seed: int)
         return pool(data.train, Stream.TRAINING, [(epoch << 16) + index for index in range(settings.num_noises)])
 
     *_, last = trial_epochs(chosen, data, training, pool(data.validation, Stream.SEARCH, [0]), seed=seed)
+    assert isinstance(last.classifier, Classifier)
     return merge_lora(last.classifier).eval()
 
 

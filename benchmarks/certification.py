@@ -34,7 +34,6 @@ from cadis_ray.console import Progress
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import count_models
 from cadis_ray.engine.cluster import cluster
-from cadis_ray.finetuning.checkpoint import load_finetuned
 from cadis_ray.models.architecture import architecture
 from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.denoisers import Denoiser, load_denoiser
@@ -92,7 +91,9 @@ def models(name: str, device: torch.device) -> tuple[Tensor, Denoiser, Classifie
         base = changed(load_study(DIGITS).base, {"finetuning.recipe": "none"})
         model = base.denoiser
         denoiser = load_denoiser(model.family, model.checkpoint, model.config)
-        return torch.rand(8, 1, 8, 8).to(device), denoiser.to(device), load_finetuned(base, None).to(device), base.sigma
+        classifier = load_classifier(**base.classifier.model_dump())
+        classifier.requires_grad_(False)
+        return torch.rand(8, 1, 8, 8).to(device), denoiser.to(device), classifier.to(device), base.sigma
     family, side, classes, classifier, sigma = RELEASED[name]
     network = load_classifier("timm", classifier, None, {"num_classes": classes}, "half")
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from cadis_ray.base_classifier import base_identity, view_identity, view_of
-from cadis_ray.config import Configuration
+from cadis_ray.config import Configuration, Finalists, schedule
 from cadis_ray.data import Split, load
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
-from cadis_ray.smoothing.modes import MODES
+from cadis_ray.smoothing.modes import MODES, Mode, few_samples
 from cadis_ray.smoothing.noise import Stream
 
 FOLDER, REQUEST = "certificates", "request.json"
@@ -31,11 +31,22 @@ class Model:
 
 @dataclass(frozen=True)
 class Request:
-    """``base``: data, sigma, denoiser and certification; ``models`` by name; ``seed`` of the noise."""
+    """``base``: data, sigma, denoiser and certification; ``models`` by name; ``seed`` of the noise.
+
+    ``recount``: the models are a study's finalists, counted on validation images by its samples, with noise that
+    neither the search nor a certificate uses; what follows is an estimate.
+    """
 
     base: Configuration
     models: Mapping[str, Model]
     seed: int
+    recount: Finalists | None = None
+
+    @property
+    def mode(self) -> Mode:
+        if self.recount:
+            return few_samples(Stream.AUDIT, schedule(self.recount.samples))
+        return MODES[self.base.certification.mode]
 
     def to_json(self) -> str:
         """The request as text, equal for equal requests."""
@@ -79,10 +90,18 @@ def certified_images(base: Configuration) -> tuple[Split, int]:
     return data.test.first(base.certification.images), data.num_classes
 
 
-def sources_of(request: Request, test: Split) -> dict[str, Sources]:
+def counted_images(request: Request) -> tuple[Split, int]:
+    """The images that a request counts on, and the number of classes."""
+    if request.recount is None:
+        return certified_images(request.base)
+    data = load(request.base.data)
+    return data.validation.first(request.recount.images or len(data.validation.ids)), data.num_classes
+
+
+def sources_of(request: Request, images: Split) -> dict[str, Sources]:
     """The key under which each model's votes on each stream of the mode are stored."""
     base = request.base
-    data = test.digest()
+    data = images.digest()
     hashes = {
         name: (
             base_identity(model.configuration, model.checkpoint),
@@ -90,7 +109,7 @@ def sources_of(request: Request, test: Split) -> dict[str, Sources]:
         )
         for name, model in request.models.items()
     }
-    streams = MODES[base.certification.mode].most(base.certification)
+    streams = request.mode.most(base.certification)
     return {
         name: {stream: Source(own, view, data, base.sigma, request.seed, int(stream)) for stream in streams}
         for name, (own, view) in hashes.items()
@@ -98,10 +117,10 @@ def sources_of(request: Request, test: Split) -> dict[str, Sources]:
 
 
 def votes_of(
-    base: Configuration, stored: Mapping[Source, Blocks], sources: Sources, ids: np.ndarray, columns: int
+    request: Request, stored: Mapping[Source, Blocks], sources: Sources, ids: np.ndarray, columns: int
 ) -> Votes:
     """The stored votes (N, K + 1) of each stream that count: from the first sample on, at most what the mode allows."""
-    most = MODES[base.certification.mode].most(base.certification)
+    most = request.mode.most(request.base.certification)
     return {
         stream: stored.get(source, NO_BLOCKS).prefix(ids, most[stream], columns) for stream, source in sources.items()
     }

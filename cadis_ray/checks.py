@@ -1,12 +1,13 @@
 """Where the rules apply in a study file: its base, what its search may draw, each of its baselines."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from cadis_ray import rules
-from cadis_ray.config import Configuration, Distribution, Section
-from cadis_ray.errors import UsageError
-from cadis_ray.explain import Finding, Schema, dotted, findings, section, with_value
+from cadis_ray.config import Configuration, Distribution, Section, Study
+from cadis_ray.errors import CadisError, UsageError
+from cadis_ray.explain import Finding, Schema, dotted, findings, got, section, with_value
 from cadis_ray.search_rules import search_findings
 from cadis_ray.strict_yaml import KeyPath, Marks, Problem
 
@@ -33,6 +34,19 @@ def check_configuration(configuration: Configuration) -> None:
     values = dict(_known(Configuration, configuration.model_dump(), ("base",), set()))
     if problems := [f"{dotted(finding.path)}: {finding.text}" for finding in rules.violations(values)]:
         raise UsageError("\n".join(problems))
+
+
+def warm_start_findings(study: Study) -> Iterator[Finding]:
+    """The runs of ``warm_start`` that a checked study cannot learn from."""
+    if not study.warm_start:
+        return
+    from cadis_ray.warm_start import check_warm_start  # imports SciPy and Optuna
+
+    for number, folder in enumerate(study.warm_start):
+        try:
+            check_warm_start(study, Path(folder))
+        except CadisError as problem:
+            yield Finding(("warm_start", number), f"got {got(folder)}; {problem}")
 
 
 def place(finding: Finding, marks: Marks) -> Problem:

@@ -10,11 +10,20 @@ import json
 import os.path
 from collections.abc import Callable, Mapping
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from cadis_ray import rules, strict_yaml
 from cadis_ray.errors import UsageError
@@ -235,11 +244,45 @@ class FineTuning(Section):
         return 0 if self.recipe == "none" else min(self.epochs, self.stop_after or self.epochs)
 
 
+def _samples(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    allowed = "a number of samples, or a growing list of them such as [32, 128, 512]"
+    try:
+        found = validate(value)
+    except ValidationError:  # else one message for each kind
+        raise ValueError(f"got {got(value)}; need {allowed}") from None
+    if any(later <= earlier for earlier, later in pairwise(schedule(found))):
+        raise ValueError(f"got {value}; need {allowed}")
+    return found
+
+
+Samples = Annotated[Count | Annotated[tuple[Count, ...], A_LIST, Field(min_length=1)], WrapValidator(_samples)]
+
+
+def schedule(samples: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of samples an image can have, the first for all; see ``smoothing.estimate.next_samples``."""
+    return samples if isinstance(samples, tuple) else (samples,)
+
+
 class Validation(Section):
-    """What a trial counts after each epoch: label-aware, few samples, many images. Never a certificate."""
+    """What a trial counts after each epoch: label-aware, few samples, many images. Never a certificate.
+
+    ``samples``: of every image, or a growing list: an image goes on to the next number while at most two of its
+    samples missed the label.
+    """
 
     images: Count = 400
-    samples: Count = 64
+    samples: Samples = 64
+
+
+class Finalists(Section):
+    """After the search its best ``count`` trials are counted again, and the winner is chosen by that count alone.
+
+    ``images``: of the validation images, None: all of them. ``samples`` as of validation, with noise of their own.
+    """
+
+    count: Annotated[int, Field(ge=1, le=3)] = 3
+    images: Count | None = None
+    samples: Samples = (32, 128, 512)
 
 
 class Certification(Section):
@@ -348,9 +391,12 @@ class Sampler(Section):
 
 
 class Scheduler(Section):
-    """When a trial is stopped early. ``asha``: Ray's, on the reported epoch."""
+    """When a searched trial is stopped early, after ``grace_epochs`` at least, judged by the trials that ended before
+    it was drawn. ``asha``: below the best 1 / ``reduction_factor`` of these after the same epoch, at rungs that grow
+    by that factor. ``racing``: when its ACR, by the upper confidence bound of the paired difference, is below the best
+    one's after the same epoch; early epochs are counted on fewer images."""
 
-    name: Literal["none", "asha"] = "none"
+    name: Literal["none", "asha", "racing"] = "none"
     grace_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
@@ -404,6 +450,7 @@ class Study(Section):
     sampler: Sampler = Sampler()
     warm_start: Annotated[tuple[str, ...], A_LIST] = ()
     scheduler: Scheduler = Scheduler()
+    finalists: Finalists = Finalists()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
 
@@ -415,7 +462,7 @@ def load_study(path: str | Path) -> Study:
     that ships with the package gets its constructor arguments. Raises UsageError with a line for every problem:
     ``FILE:LINE:COLUMN: KEY.PATH: got X; need Y. Did you mean Z?``
     """
-    from cadis_ray.checks import place, rule_findings  # they need this module's types
+    from cadis_ray.checks import place, rule_findings, warm_start_findings  # they need this module's types
 
     path = Path(path)
     document = strict_yaml.parse(path)
@@ -425,7 +472,10 @@ def load_study(path: str | Path) -> Study:
     problems = [*document.problems, *(place(finding, document.marks) for finding in found)]
     if problems:
         raise strict_yaml.usage_error(document.name, problems)
-    return Study.model_validate(raw)
+    study = Study.model_validate(raw)
+    if problems := [place(finding, document.marks) for finding in warm_start_findings(study)]:
+        raise strict_yaml.usage_error(document.name, problems)
+    return study
 
 
 def configuration(study: Study, parameters: Mapping[str, Any]) -> Configuration:
@@ -475,11 +525,15 @@ def max_epochs(study: Study) -> int:
 
 def fingerprint(study: Study) -> str:
     """SHA-256 of all that changes results: the study without name, tolerated failures, tracking and resources (but for
-    the concurrent trials), with the content of its checkpoints instead of their paths.
+    the concurrent trials), with the content of its checkpoints and of the runs it learns from instead of their paths.
 
-    Raises UsageError if a checkpoint cannot be read.
+    Raises UsageError if one of them cannot be read.
     """
     content = study.model_dump(mode="json", exclude={"name", "tolerated_failures", "resources", "tracking"})
+    if study.warm_start:
+        from cadis_ray.warm_start import warm_digest
+
+        content["warm_start"] = [warm_digest(Path(folder)) for folder in study.warm_start]
     content["concurrent_trials"] = study.resources.concurrent_trials  # the sampler's view depends on it
     return identity(content)
 

@@ -86,7 +86,7 @@ def verify(folder: Path) -> list[str]:
         raise UsageError(f"{folder}: holds estimates; they follow from votes, but certify nothing")
     stored, problems = CountsStore(folder / "counts").load(), []
     for name, sources in sources_of(request, test).items():
-        votes = votes_of(request.base, stored, sources, ids, num_classes + 1)
+        votes = votes_of(request, stored, sources, ids, num_classes + 1)
         wanted = mode.wanted(settings, sigma, labels, votes)
         incomplete = np.any([votes[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
         if incomplete.any():

@@ -76,6 +76,7 @@ def write_model(
     from cadis_ray.card import model_card
     from cadis_ray.config import configuration
     from cadis_ray.finetuning.checkpoint import load_finetuned
+    from cadis_ray.models.classifiers import Classifier
     from cadis_ray.models.hub_export import write_hub_folder
     from cadis_ray.smoothed import save_smoothed
 
@@ -96,7 +97,9 @@ def write_model(
 
             pyfunc.save(made, smoothed, card.rename(Path(temporary) / CARD), described)
         elif to is Target.HF:
-            write_hub_folder(made, load_finetuned(chosen, checkpoint), chosen.classifier.library)
+            classifier = load_finetuned(chosen, checkpoint)
+            assert isinstance(classifier, Classifier), "save_smoothed refused a black box"
+            write_hub_folder(made, classifier, chosen.classifier.library)
             card.rename(made / CARD)
         else:
             smoothed.rename(made)

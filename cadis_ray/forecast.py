@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from cadis_ray.config import Configuration, FineTuning, Resources, Study, configuration, trial_values
+from cadis_ray.config import Configuration, FineTuning, Resources, Study, configuration, schedule, trial_values
 from cadis_ray.errors import UsageError
 from cadis_ray.plan import plan
 
@@ -210,7 +210,7 @@ def _training(settings: FineTuning, images: int) -> float:
 
 
 def _validation(chosen: Configuration) -> float:
-    return max(chosen.finetuning.last_epoch, 1) * chosen.validation.images * chosen.validation.samples
+    return max(chosen.finetuning.last_epoch, 1) * chosen.validation.images * max(schedule(chosen.validation.samples))
 
 
 def _stage(name: str, busy: Range, units: float) -> Stage:

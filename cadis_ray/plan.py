@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from cadis_ray.config import Study, max_epochs, max_num_noises, searched_paths, trial_values
+from cadis_ray.config import Study, max_epochs, max_num_noises, schedule, searched_paths, trial_values
 from cadis_ray.data.collection import training_size
 
 FLOAT16_BYTES = 2
@@ -15,7 +15,8 @@ class Plan:
 
     Per image and epoch FT-CADIS passes M denoised images for the loss, M in each of T steps of the attack, and
     M adversarial images, forward and backward; fewer where an image's M predictions are not all right: it
-    is not attacked then. ``update_selection: frozen`` adds M forward. ``pool_*`` cover trials and baselines.
+    is not attacked then. ``update_selection: frozen`` adds M forward. Where the number of samples depends on votes, the
+    largest is counted. ``pool_*`` cover trials and baselines.
     ``radius_ceiling``: the largest radius, in [0, 1] pixels, that certification can give.
     """
 
@@ -45,6 +46,11 @@ class Plan:
     certification_passes: int
     radii: tuple[float, ...]
     radius_ceiling: float
+    finalists: int
+    recounted_models: int
+    recount_images: int
+    recount_samples: int
+    recount_passes: int
 
 
 def plan(study: Study) -> Plan:
@@ -59,9 +65,14 @@ def plan(study: Study) -> Plan:
     epochs = min(epochs, max_epochs(study))
     backward_passes = train_images * epochs * num_noises * (attack_steps + 2)
     judged_apart = "frozen" in trial_values(study, "finetuning.update_selection")
-    validation_draws = base.validation.images * base.validation.samples
+    validation_samples = max(schedule(base.validation.samples))
+    validation_draws = base.validation.images * validation_samples
     pool_images = train_images * max_epochs(study) * max_num_noises(study) + validation_draws
     models = 1 + len(study.baselines)
+    finalists = min(study.finalists.count, study.trials)
+    recounted = finalists + (study.objective.clean_at_least is not None)
+    recount_images = study.finalists.images or base.data.validation
+    recount_samples = max(schedule(study.finalists.samples))
     return Plan(
         name=study.name,
         searched=searched_paths(study),
@@ -79,7 +90,7 @@ def plan(study: Study) -> Plan:
         pool_images=pool_images,
         pool_bytes=pool_images * prod(shape) * FLOAT16_BYTES,
         validation_images=base.validation.images,
-        validation_samples=base.validation.samples,
+        validation_samples=validation_samples,
         validation_passes=validation_draws * epochs,
         certified_images=certification.images,
         certified_models=models,
@@ -89,6 +100,11 @@ def plan(study: Study) -> Plan:
         certification_passes=certification.images * (certification.n0 + certification.n) * models,
         radii=certification.radii,
         radius_ceiling=float(max_radius(certification.n, certification.alpha, base.sigma)),
+        finalists=finalists,
+        recounted_models=recounted,
+        recount_images=recount_images,
+        recount_samples=recount_samples,
+        recount_passes=recount_images * recount_samples * recounted,
     )
 
 
@@ -106,6 +122,8 @@ def lines(plan: Plan) -> list[str]:
         f"the loss, T x M with T = {p.attack_steps} for the attack, M for the adversarial images)",
         f"validation, a trial at most: {p.validation_passes:,} classifier passes forward "
         f"({p.validation_images:,} images x {p.validation_samples:,} samples x {p.epochs} epochs)",
+        f"finalists, counted again: at most {p.recount_passes:,} denoiser and classifier passes "
+        f"({p.recount_images:,} validation images x {p.recount_samples:,} samples x {p.recounted_models} models)",
         f"certification: {p.certification_passes:,} denoiser and classifier passes "
         f"({p.certified_images:,} test images x ({p.n0:,} + {p.n:,}) samples x {p.certified_models} models, "
         "the winner and the baselines)",

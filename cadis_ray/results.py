@@ -28,7 +28,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One line of the table: a searched trial, or a baseline (``baseline`` is its name in the study file)."""
+    """One line of the table: a searched trial, or a baseline (``baseline`` is its name in the study file).
+
+    ``estimate`` is what the search went by; ``recount`` that of a finalist, and of the baseline that limits clean
+    accuracy, from noise that the search did not see.
+    """
 
     number: int
     name: str
@@ -40,6 +44,7 @@ class TrialResult:
     epochs: list[dict[str, float]] = field(default_factory=list)
     trainable_parameters: int | None = None
     seconds: float | None = None
+    recount: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,12 @@ class Certificates:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Everything the outputs are made of. ``winner`` is a trial's name; certificates go by trial or baseline."""
+    """Everything the outputs are made of. ``winner`` is a trial's name; certificates go by trial or baseline.
+
+    ``metrics``: what was maximised, "acr", "clean" or the radius of a certified accuracy. ``clean_limit``: the least
+    feasible clean accuracy by the search's estimates. ``front``: the names on the Pareto front by these.
+    ``importance``: of each parameter for the first metric, the largest first; shares that sum to 1.
+    """
 
     name: str
     run_dir: Path
@@ -79,3 +89,7 @@ class StudyResult:
     trials: list[TrialResult]
     winner: str | None
     certificates: dict[str, Certificates]
+    metrics: tuple[str | float, ...] = ("acr",)
+    clean_limit: float | None = None
+    front: tuple[str, ...] = ()
+    importance: dict[str, float] = field(default_factory=dict)

@@ -111,10 +111,12 @@ def verdict(study: Study, result: StudyResult) -> dict[str, Any]:
 
 def records(result: StudyResult) -> dict[str, Any]:
     """The part of result.json that says what came out."""
+    from cadis_ray.report.search_section import search_record
     from cadis_ray.report.table import certificate_records, trial_records
 
     return {
         "winner": result.winner,
+        "search": search_record(result),
         "table": trial_records(result),
         "certificates": certificate_records(result),
     }
@@ -122,9 +124,11 @@ def records(result: StudyResult) -> dict[str, Any]:
 
 def show(result: StudyResult, mlflow: str) -> None:
     """The tables, and where everything is: rich on a terminal, plain lines elsewhere. ``mlflow``: its address."""
+    from cadis_ray.report.search_section import finalists, finalists_table
     from cadis_ray.report.table import certificates_table, to_rich, to_text, trials_table
 
-    tables = [trials_table(result)] + ([certificates_table(result)] if result.certificates else [])
+    tables = [trials_table(result)] + ([finalists_table(result)] if finalists(result) else [])
+    tables += [certificates_table(result)] if result.certificates else []
     console = Console()
     for table in tables:
         if console.is_terminal:

@@ -20,8 +20,19 @@ def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> I
     if "objective" not in faulty:
         objective = Objective.model_validate(section(raw, "objective"))
         yield from _objective(objective, section(raw, "baselines"), values.get("certification.radii"))
-        if section(raw, "scheduler").get("name") == "asha" and objective.metrics != ("acr",):
-            yield Finding(("scheduler", "name"), "got 'asha'; need 'none': asha compares trials by acr alone")
+        scheduler = section(raw, "scheduler").get("name", "none")
+        if scheduler != "none" and objective.metrics != ("acr",):
+            text = f"got {scheduler!r}; need 'none': {scheduler} compares trials by acr alone"
+            yield Finding(("scheduler", "name"), text)
+    if section(raw, "scheduler").get("name") == "racing" and "space" not in faulty:
+        for path in ("finetuning.epochs", "finetuning.stop_after"):
+            if path in section(raw, "space"):
+                text = "is searched; need one value where the scheduler is racing: it compares after the same epoch"
+                yield Finding(("space", path), text, at_key=True)
+    if "finalists" not in faulty:
+        images, available = section(raw, "finalists").get("images"), values.get("data.validation")
+        if images is not None and available is not None and images > available:
+            yield Finding(("finalists", "images"), f"got {images}; need at most data.validation = {available}")
     if not faulty & {"space", "sampler", "trials"}:
         yield from _sampler(raw, Sampler.model_validate(section(raw, "sampler")).name)
     if "resources" not in faulty:

@@ -1,46 +1,78 @@
 """From a run's ledger to the results that table, report, MLflow and result.json are made of."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cadis_ray.config import Configuration, Metric, Objective, Study, searched_paths
 from cadis_ray.ledger import Ledger, TrialRow
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.estimate import estimate
 
 ACR = Objective()
 
 
-def estimate_from(configuration: Configuration, labels: np.ndarray, counts: np.ndarray) -> Estimate:
-    """The search's estimate from votes (N, K + 1) on validation images whose labels (N,) are known."""
-    settings = configuration.certification
+def estimate_from(
+    configuration: Configuration, labels: np.ndarray, counts: np.ndarray, resamples: int = 200
+) -> Estimate:
+    """The search's estimate from votes (N, K + 1) on validation images whose labels (N,) are known.
+
+    An image without votes was not counted, and is left out. ``resamples`` are for the standard error alone.
+    """
+    settings, rows = configuration.certification, np.flatnonzero(counts.sum(axis=1))
     return estimate(
-        counts[np.arange(len(labels)), labels],
-        counts.sum(axis=1),
+        counts[rows, labels[rows]],
+        counts[rows].sum(axis=1),
         sigma=configuration.sigma,
         alpha=settings.alpha,
         at_n=settings.n,
         radii=settings.radii,
+        resamples=resamples,
     )
 
 
-def summarise(
-    study: Study, run_dir: Path, ledger: Ledger, labels: np.ndarray, certificates: Mapping[str, Certificates]
-) -> StudyResult:
+def trial_results(study: Study, ledger: Ledger, labels: np.ndarray) -> list[TrialResult]:
     """All trials and baselines as they stand; ``labels`` are those of the validation images counted on."""
-    trials = [_trial(study, ledger, row, labels) for row in ledger.trials()]
-    best = best_trial(trials, study.objective)
+    return [_trial(study, ledger, row, labels) for row in ledger.trials()]
+
+
+def summarise(study: Study, run_dir: Path, trials: list[TrialResult], recounts: Mapping[str, Estimate]) -> StudyResult:
+    """The result without certificates. ``recounts``: by name, of those in ``to_recount``, which alone decide."""
+    judged = [replace(trial, estimate=recounts[trial.name]) for trial in trials if trial.name in recounts]
+    best = best_trial(judged, study.objective)
+    front = pareto_front(trials, study.objective)
     return StudyResult(
         name=study.name,
         run_dir=run_dir,
         radii=study.base.certification.radii,
         searched=searched_paths(study),
-        trials=trials,
+        trials=[replace(trial, recount=recounts.get(trial.name)) for trial in trials],
         winner=best.name if best else None,
-        certificates=dict(certificates),
+        certificates={},
+        metrics=tuple(m if isinstance(m, str) else m.certified_accuracy for m in study.objective.metrics),
+        clean_limit=_limit(trials, study.objective),
+        front=tuple(trial.name for trial in front),
     )
+
+
+def to_recount(study: Study, trials: list[TrialResult]) -> list[str]:
+    """Names of the finalists, best first, and then of the baseline that limits clean accuracy, where it has an
+    estimate; empty without a finalist."""
+    names = [trial.name for trial in finalists(trials, study.objective, study.finalists.count)]
+    limited = study.objective.clean_at_least
+    by = [t.name for t in trials if limited and t.baseline and t.name == limited.baseline and t.estimate]
+    return [*names, *by] if names else []
+
+
+def finalists(trials: list[TrialResult], objective: Objective, count: int) -> list[TrialResult]:
+    """The ``count`` best by the search's estimates: the Pareto front, then the front of the others, and so on."""
+    rest, chosen = list(trials), list[TrialResult]()
+    while len(chosen) < count and (front := pareto_front(rest, objective)):
+        chosen += front
+        rest = [trial for trial in rest if trial not in front]
+    return chosen[:count]
 
 
 def scores(objective: Objective, found: Estimate) -> tuple[float, ...]:
@@ -67,9 +99,7 @@ def pareto_front(trials: list[TrialResult], objective: Objective = ACR) -> list[
     Largest first metric first, the earlier of equals. Only feasible trials take part; where none is, only those with
     the smallest violation. A constraint whose baseline has no estimate is not judged. Baselines are not candidates.
     """
-    limited = objective.clean_at_least
-    named = [trial.estimate for trial in trials if limited and trial.baseline and trial.name == limited.baseline]
-    limit = clean_limit(objective, named[0] if named else None)
+    limit = _limit(trials, objective)
     judged = [
         (violation(trial.estimate, limit), scores(objective, trial.estimate), trial)
         for trial in trials
@@ -86,6 +116,12 @@ def pareto_front(trials: list[TrialResult], objective: Objective = ACR) -> list[
 def best_trial(trials: list[TrialResult], objective: Objective = ACR) -> TrialResult | None:
     """The first of the Pareto front: with one metric, the trial with its largest value; None without a candidate."""
     return next(iter(pareto_front(trials, objective)), None)
+
+
+def _limit(trials: list[TrialResult], objective: Objective) -> float | None:
+    limited = objective.clean_at_least
+    named = [trial.estimate for trial in trials if limited and trial.baseline and trial.name == limited.baseline]
+    return clean_limit(objective, named[0] if named else None)
 
 
 def _score(metric: Metric, found: Estimate) -> float:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.config import CleanAtLeast, Objective, load_study
+from cadis_ray.config import CleanAtLeast, Objective, Study, load_study
 from cadis_ray.results import Estimate, TrialResult
 from cadis_ray.smoothing.estimate import estimate
-from cadis_ray.summary import best_trial, estimate_from, pareto_front
+from cadis_ray.summary import best_trial, estimate_from, finalists, pareto_front, summarise, to_recount
 
 BASE = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml").base
 
@@ -85,3 +85,40 @@ def test_the_front_is_that_of_brute_force() -> None:
         assert winner is not None
         assert winner.estimate
         assert winner.estimate.acr == max(x for x, _ in points)
+
+
+def limited_study(count: int = 3) -> Study:
+    study = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml")
+    chosen = study.finalists.model_copy(update={"count": count})
+    return study.model_copy(update={"objective": LIMITED, "finalists": chosen})
+
+
+def test_finalists_are_the_feasible_best_and_then_those_nearest_to_the_limit() -> None:
+    shelf = scored(0, 0.1, 0.9, baseline=True, name="shelf")
+    trials = [shelf, scored(1, 0.9, 0.6), scored(2, 0.3, 0.89), scored(3, 0.8, 0.7), scored(4, 0.4, 0.95)]
+    pruned = scored(5, 0.7, 0.95, state="pruned")
+    assert names(finalists([*trials, pruned], LIMITED, 3)) == ["trial-4", "trial-2", "trial-3"]
+    assert names(finalists([*trials, pruned], LIMITED, 9)) == ["trial-4", "trial-2", "trial-3", "trial-1"]
+    both = Objective(maximise=("acr", "clean"))
+    assert names(finalists(trials, both, 3)) == ["trial-1", "trial-3", "trial-4"]  # trial-2 is dominated by trial-4
+    assert to_recount(limited_study(2), trials) == ["trial-4", "trial-2", "shelf"]
+    assert to_recount(limited_study(), [shelf, pruned]) == []
+
+
+def test_the_second_count_alone_chooses_the_winner(tmp_path: Path) -> None:
+    """Of the finalists only, against the limit as it was counted again; the search's estimates stay as they were."""
+    shelf = scored(0, 0.1, 0.9, baseline=True, name="shelf")
+    trials = [shelf, scored(1, 0.5, 0.9), scored(2, 0.4, 0.9), scored(3, 0.3, 0.9)]
+
+    def winner(**again: tuple[float, float]) -> str | None:
+        recounts = {name.replace("_", "-"): scored(0, *found).estimate for name, found in again.items()}
+        result = summarise(limited_study(2), tmp_path, trials, {k: v for k, v in recounts.items() if v})
+        assert [t.estimate for t in result.trials] == [t.estimate for t in trials]
+        assert [t.name for t in result.trials if t.recount] == [t.name for t in trials if t.name in recounts]
+        assert (result.clean_limit, result.front) == (0.9 - 0.01, ("trial-1",))
+        return result.winner
+
+    assert winner(trial_1=(0.35, 0.9), trial_2=(0.38, 0.9), shelf=(0.1, 0.9)) == "trial-2"
+    assert winner(trial_1=(0.39, 0.9), trial_2=(0.38, 0.9), shelf=(0.1, 0.9)) == "trial-1"
+    assert winner(trial_1=(0.39, 0.9), trial_2=(0.38, 0.92), shelf=(0.1, 0.92)) == "trial-2"
+    assert winner() is None

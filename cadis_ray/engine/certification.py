@@ -8,15 +8,14 @@ from typing import Self
 
 import numpy as np
 
-from cadis_ray.certification import Request, Sources, Votes, certified_images, sources_of, votes_of
-from cadis_ray.config import Configuration, Resources
+from cadis_ray.certification import Request, Sources, Votes, certified_images, counted_images, sources_of, votes_of
+from cadis_ray.config import Resources
 from cadis_ray.console import Progress
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.counting import Count, Item
 from cadis_ray.errors import IntegrityError
 from cadis_ray.results import Certificates, Estimate
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
-from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.summary import estimate_from
 
@@ -35,7 +34,7 @@ def certify_models(
     """
     base, (test, _) = request.base, certified_images(request.base)
     settings, seconds = base.certification, np.zeros(len(test.ids))
-    conclude = MODES[settings.mode].conclude
+    conclude = request.mode.conclude
     assert conclude is not None, "an estimate is no certificate"
     found = {}
     for name, own in count_models(request, store, progress, resources, seconds).items():
@@ -53,39 +52,41 @@ def estimate_models(
     request: Request, store: CountsStore, progress: Progress, resources: Resources
 ) -> dict[str, Estimate]:
     """What certification would find, from few samples on every image: no certificate."""
-    labels = certified_images(request.base)[0].labels.numpy()
+    labels = counted_images(request)[0].labels.numpy()
     votes = count_models(request, store, progress, resources, np.zeros(len(labels)))
-    return {name: estimate_from(request.base, labels, own[Stream.SEARCH]) for name, own in votes.items()}
+    (stream,) = request.mode.most(request.base.certification)
+    return {name: estimate_from(request.base, labels, own[stream]) for name, own in votes.items()}
 
 
 def count_models(
     request: Request, store: CountsStore, progress: Progress, resources: Resources, seconds: np.ndarray
 ) -> dict[str, Votes]:
-    """The votes of every model on the test images, as many as the request's mode wants.
+    """The votes of every model on the request's images, as many as its mode wants.
 
     Counts what ``store`` does not hold yet and commits every block as it arrives, adding what it took to each image's
     ``seconds`` (N,). IntegrityError where an image ends incomplete.
     """
-    base, (test, num_classes) = request.base, certified_images(request.base)
-    settings, labels, ids = base.certification, test.labels.numpy(), test.ids.numpy()
-    mode, sources = MODES[settings.mode], sources_of(request, test)
+    base, (images, num_classes) = request.base, counted_images(request)
+    settings, labels, ids = base.certification, images.labels.numpy(), images.ids.numpy()
+    mode, sources = request.mode, sources_of(request, images)
 
     def state() -> tuple[dict[str, Votes], dict[str, np.ndarray]]:
         """The votes there are, and which images (N,) have fewer than their mode wants."""
         stored = store.load()
-        votes = {name: votes_of(base, stored, own, ids, num_classes + 1) for name, own in sources.items()}
+        votes = {name: votes_of(request, stored, own, ids, num_classes + 1) for name, own in sources.items()}
         lacking = {}
         for name, own in votes.items():
             wanted = mode.wanted(settings, base.sigma, labels, own)
             lacking[name] = np.any([own[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
         return votes, lacking
 
-    if settings.mode == "protocol":
-        items = list(_blocks(base, sources, store.load(), ids))
+    if settings.mode == "protocol" and not request.recount:
+        items = list(_blocks(request, sources, store.load(), ids))
     else:
-        items = list(_rounds(base, *state()))
-    total = settings.images * sum(mode.most(settings).values())
-    progress.stage("certification", total, total - sum(item["samples"] for item in items))
+        items = list(_rounds(request, *state()))
+    total = len(ids) * sum(mode.most(settings).values())
+    stage = "finalists" if request.recount else "certification"
+    progress.stage(stage, total, total - sum(item["samples"] for item in items))
     arguments = {"request": request, "batch_size": resources.batch_size}
     with _Arrivals(store) as arrivals:
         for block in on_actors(items, Count, arguments, resources):
@@ -96,10 +97,10 @@ def count_models(
             seconds[rows] += block["seconds"] / len(rows)
             progress.advance(int(block["samples"]))
     votes, lacking = state()
-    for name, images in lacking.items():
-        if images.any():
-            raise IntegrityError(f"{name}: {images.sum()} of {len(ids)} images are incomplete, the first is "
-                                 f"{ids[images][0]}")  # fmt: skip
+    for name, rows in lacking.items():
+        if rows.any():
+            raise IntegrityError(f"{name}: {rows.sum()} of {len(ids)} images are incomplete, the first is "
+                                 f"{ids[rows][0]}")  # fmt: skip
     return votes
 
 
@@ -134,10 +135,10 @@ class _Arrivals:
 
 
 def _blocks(
-    base: Configuration, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
+    request: Request, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
 ) -> Iterator[Item]:
     """Where n is fixed, (images, samples) is shared out: a few images, blocks in a row, the models that lack them."""
-    groups = _lacking(base, sources, stored, ids)
+    groups = _lacking(request, sources, stored, ids)
     blocks = sum(-(-len(rows) // IMAGES_PER_ITEM) * -(-size // BLOCK) for (_, _, size, _), rows in groups.items())
     span = BLOCK * -(-blocks // MOST_ITEMS)  # an item's blocks leave its actor one by one
     for (stream, low, whole, names), rows in groups.items():
@@ -152,12 +153,12 @@ def _blocks(
 
 
 def _lacking(
-    base: Configuration, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
+    request: Request, sources: Mapping[str, Sources], stored: Mapping[Source, Blocks], ids: np.ndarray
 ) -> dict[tuple[Stream, int, int, tuple[str, ...]], list[int]]:
     """Rows of the images, by stream, start and size of what the same models lack of them."""
     row_of = {image: row for row, image in enumerate(ids.tolist())}
     found = defaultdict(list)
-    for stream, n in MODES[base.certification.mode].most(base.certification).items():
+    for stream, n in request.mode.most(request.base.certification).items():
         gaps: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
         for name, own in sources.items():
             for image, start, size in stored.get(own[stream], NO_BLOCKS).missing(ids, n, n).tolist():
@@ -169,9 +170,9 @@ def _lacking(
     return found
 
 
-def _rounds(base: Configuration, votes: Mapping[str, Votes], lacking: Mapping[str, np.ndarray]) -> Iterator[Item]:
+def _rounds(request: Request, votes: Mapping[str, Votes], lacking: Mapping[str, np.ndarray]) -> Iterator[Item]:
     """Where n depends on the votes, images are shared out: an actor goes on with one until it is done."""
-    most = MODES[base.certification.mode].most(base.certification)
+    most = request.mode.most(request.base.certification)
     undone = np.flatnonzero(np.any(list(lacking.values()), axis=0))
     for first in range(0, len(undone), IMAGES_PER_ITEM):
         rows = undone[first : first + IMAGES_PER_ITEM]

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from cadis_ray.base_classifier import View, load_base, load_view, view_of
-from cadis_ray.certification import Request, certified_images
+from cadis_ray.certification import Request, counted_images
 from cadis_ray.errors import DataError
 from cadis_ray.models.black_box import BlackBoxModel
-from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.preflight import preflight
 from cadis_ray.smoothing.sampling import SMALLEST, Denoise, fastest_batch, sample_votes
@@ -21,9 +20,9 @@ TRIED = 32  # images on which a classifier is tried before it is counted
 
 
 class Count:
-    """One actor: votes of several base classifiers on a few test images, denoised once for all that want it.
+    """One actor: votes of several base classifiers on a few images of the request, denoised once for all that want it.
 
-    An item has ``rows`` (of the test images) and ``models`` (names), and either ``size`` samples of ``stream`` from
+    An item has ``rows`` (of the images) and ``models`` (names), and either ``size`` samples of ``stream`` from
     ``start`` on, counted in blocks of ``block``, or the votes so far by stream, ``votes`` (F, R, K + 1), of images to
     count until the mode says that they are done; ``samples`` is how many there are at most. Answers are blocks with
     ``votes`` (F, R, K + 1), ``counted`` (F, R), which of them the classifier counted, and ``samples``, how many less
@@ -33,20 +32,21 @@ class Count:
     def __init__(self, request: Request, batch_size: int | None, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         base = request.base
-        self.base, self.seed, self.device = base, request.seed, device
-        self.test, self.num_classes = certified_images(base)
+        self.base, self.seed, self.mode, self.device = base, request.seed, request.mode, device
+        self.images, self.num_classes = counted_images(request)
         self.view_of: dict[str, View] = {name: view_of(model.configuration) for name, model in request.models.items()}
         self.views: dict[View, Denoise] = {view: load_view(base, view, device) for view in set(self.view_of.values())}
         self.classifiers = {
             name: load_base(model.configuration, model.checkpoint).to(device) for name, model in request.models.items()
         }
-        some = torch.arange(min(TRIED, len(self.test.ids)))
-        images, labels = self.test.read(some).to(device), self.test.labels[some]
+        some = torch.arange(min(TRIED, len(self.images.ids)))
+        images, labels = self.images.read(some).to(device), self.images.labels[some]
+        judged = None if request.recount else labels  # a finalist that collapsed loses; the others go on
         with self._precision():
             for name, classifier in self.classifiers.items():
                 try:
                     view = self.views[self.view_of[name]]
-                    preflight(classifier, images, view, num_classes=self.num_classes, labels=labels, sigma=base.sigma)
+                    preflight(classifier, images, view, num_classes=self.num_classes, labels=judged, sigma=base.sigma)
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from None
             # A black box is not asked for what is thrown away.
@@ -63,7 +63,7 @@ class Count:
 
     def __call__(self, item: Item) -> Iterator[Item]:
         rows, models = np.asarray(item["rows"]), list(item["models"])
-        images = self.test.read(torch.as_tensor(rows)).to(self.device)
+        images = self.images.read(torch.as_tensor(rows)).to(self.device)
         if "start" in item:
             everything = np.ones((len(models), len(rows)), bool)
             start, end = int(item["start"]), int(item["start"]) + int(item["size"])
@@ -96,10 +96,10 @@ class Count:
 
     def _next(self, rows: np.ndarray, votes: dict[Stream, np.ndarray]) -> tuple[Stream, int, int, np.ndarray] | None:
         """The block most behind: stream, start, size, and which classifier (F) wants it of which image (R)."""
-        settings, labels = self.base.certification, self.test.labels[torch.as_tensor(rows)].numpy()
-        mode, models = MODES[settings.mode], range(len(next(iter(votes.values()))))
+        settings, labels = self.base.certification, self.images.labels[torch.as_tensor(rows)].numpy()
+        models = range(len(next(iter(votes.values()))))
         wanted = [
-            mode.wanted(settings, self.base.sigma, labels, {stream: table[f] for stream, table in votes.items()})
+            self.mode.wanted(settings, self.base.sigma, labels, {stream: table[f] for stream, table in votes.items()})
             for f in models
         ]
         for stream, table in votes.items():
@@ -127,7 +127,7 @@ class Count:
             with self._precision():
                 found = sample_votes(
                     images,
-                    self.test.ids[torch.as_tensor(rows)],
+                    self.images.ids[torch.as_tensor(rows)],
                     denoise,
                     [self.classifiers[name] for name in names],
                     num_classes=self.num_classes,

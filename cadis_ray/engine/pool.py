@@ -10,7 +10,7 @@ import numpy as np
 import ray
 import torch
 
-from cadis_ray.config import Configuration, Resources, Study, max_epochs, max_num_noises
+from cadis_ray.config import Configuration, Resources, Study, max_epochs, max_num_noises, schedule
 from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.data.augmentation import Augmentation
@@ -59,7 +59,7 @@ def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
     A draw of noise is sample = epoch * 2**16 + index of the training stream, the same in every study, or sample
     0..S-1 of the search stream.
     """
-    noises, epochs, samples = max_num_noises(study), max_epochs(study), study.base.validation.samples
+    noises, epochs, samples = max_num_noises(study), max_epochs(study), max(schedule(study.base.validation.samples))
     draws = [[(Stream.TRAINING, (epoch << EPOCH_BITS) + index) for index in range(noises)] for epoch in range(epochs)]
     counted = [(Stream.SEARCH, sample) for sample in range(samples)]
     wanted = [*chain(*draws), *counted]

@@ -9,19 +9,19 @@ import numpy as np
 import optuna
 import ray.tune
 from optuna.trial import TrialState, create_trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cadis_ray.config import Study, configuration, max_epochs
+from cadis_ray.config import Study, configuration
 from cadis_ray.data import load
 from cadis_ray.engine.sampling import draw
+from cadis_ray.engine.stopping import LedgerScheduler, Stopping
 from cadis_ray.engine.trial import DRIVER, Pool, run_trial, worker_bundle
-from cadis_ray.engine.warm_start import warm_trials
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.packing import unpack
 from cadis_ray.results import Estimate
 from cadis_ray.space import distributions, grid
 from cadis_ray.summary import clean_limit, estimate_from, scores
+from cadis_ray.warm_start import warm_trials
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 ENDED = ("complete", "pruned", "failed")
@@ -42,7 +42,7 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
         ray.tune.with_resources(trainable, booked),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(study),
+            scheduler=LedgerScheduler(Stopping(study, ledger, labels)),
             metric="acr",
             mode="max",
             num_samples=todo * (1 + DEATHS),  # the searcher says when it is over
@@ -59,11 +59,19 @@ def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session:
     tuner.fit()
 
 
-def settle(study: Study, ledger: Ledger) -> None:
-    """Close the trials whose last epoch is recorded, but whose end a killed driver no longer heard of."""
+def settle(study: Study, ledger: Ledger, labels: np.ndarray) -> None:
+    """Close the trials whose last epoch is recorded, or after whose recorded epoch the study's scheduler stops them,
+    but whose end a killed driver no longer heard of."""
+    stopping = Stopping(study, ledger, labels)
     for row in ledger.trials():
-        if row.state == "running" and _all_epochs_recorded(study, ledger, row.number, row.parameters):
+        epochs = ledger.epochs(row.number) if row.state == "running" else []
+        if not epochs:
+            continue
+        last = epochs[-1]
+        if _all_epochs_recorded(study, ledger, row.number, row.parameters):
             _close_counted(ledger, row.number, "complete")
+        elif row.baseline is None and stopping.stops(row.number, last.epoch, last.metrics["acr"], last.counts):
+            _close_counted(ledger, row.number, "pruned")
 
 
 def _all_epochs_recorded(study: Study, ledger: Ledger, number: int, parameters: dict[str, Any]) -> bool:
@@ -128,13 +136,16 @@ class StudySearcher(Searcher):
 
     def _draw(self, index: int, rows: dict[int, TrialRow]) -> dict[str, Any] | None:
         """Parameters of searched trial ``index``; None while a result that it needs is not there."""
-        if self.study.sampler.name == "grid":
+        drawn_ahead = self.study.sampler.name == "grid"
+        if drawn_ahead and self.study.scheduler.name == "none":
             return grid(self.study.space)[index]
         first, window = len(self.study.baselines), self.study.resources.concurrent_trials
         known = [rows[first + i] for i in range(index - window + 1) if first + i in rows]
         limit, settled = self._clean_limit(rows)
         if not settled or len(known) < index - window + 1 or any(row.state not in ENDED for row in known):
             return None
+        if drawn_ahead:
+            return grid(self.study.space)[index]
         past = [self._finished(parameters, found, limit) for parameters, found in self.warm]
         past += [self._told(row, limit) for row in known]
         between = [rows[first + i] for i in range(max(0, index - window + 1), index)]
@@ -156,7 +167,7 @@ class StudySearcher(Searcher):
         """Of an ended trial's last epoch; computed once."""
         if row.number not in self.estimates:
             counts = self.ledger.epochs(row.number)[-1].counts
-            self.estimates[row.number] = estimate_from(self.study.base, self.labels, counts)
+            self.estimates[row.number] = estimate_from(self.study.base, self.labels, counts, resamples=2)
         return self.estimates[row.number]
 
     def _told(self, row: TrialRow, limit: float | None) -> optuna.trial.FrozenTrial:
@@ -189,28 +200,6 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a study is resumed from its ledger")
-
-
-def make_scheduler(study: Study) -> TrialScheduler:
-    """Tune's scheduler, on the reported ``epoch``; baselines always run to their end."""
-    if study.scheduler.name == "none":
-        return FIFOScheduler()
-    return StudyASHA(
-        time_attr="epoch",
-        max_t=max_epochs(study),
-        grace_period=study.scheduler.grace_epochs,
-        reduction_factor=study.scheduler.reduction_factor,
-        stop_last_trials=False,
-    )
-
-
-class StudyASHA(AsyncHyperBandScheduler):
-    """Ray's ASHA for searched trials."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        if trial.config["baseline"]:
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
 
 
 Report = Callable[[int, str, dict[str, float]], None]

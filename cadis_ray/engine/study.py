@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,17 @@ from cadis_ray.config import Study, configuration, fingerprint
 from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
-from cadis_ray.engine.certification import certify_models
+from cadis_ray.engine.certification import certify_models, estimate_models
 from cadis_ray.engine.cluster import cluster, machines
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
+from cadis_ray.importance import importance
 from cadis_ray.ledger import Ledger
 from cadis_ray.provenance import commit, hardware, versions
-from cadis_ray.results import Certificates, StudyResult
+from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.counts import CountsStore
-from cadis_ray.summary import summarise
+from cadis_ray.summary import summarise, to_recount, trial_results
 
 
 def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:
@@ -33,7 +35,7 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
     ledger.set_meta("fingerprint", fingerprint(study))
     data = load(study.base.data)
     labels = data.validation.first(study.base.validation.images).labels.numpy()
-    settle(study, ledger)
+    settle(study, ledger, labels)
     total = len(study.baselines) + study.trials
     ended = sum(row.state in ENDED for row in ledger.trials())
     with cluster(address, study.resources):
@@ -44,9 +46,21 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
             pool = make_pool(study, run_dir / "pool", progress)
             progress.stage("search", total, ended)
             run_search(study, ledger, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
-        result = summarise(study, run_dir, ledger, labels, {})
+        trials = trial_results(study, ledger, labels)
+        result = summarise(study, run_dir, trials, _recount(study, run_dir, ledger, trials, progress))
         certificates = _certify(study, run_dir, ledger, result, progress)
-    return summarise(study, run_dir, ledger, labels, certificates)
+    return replace(result, certificates=certificates, importance=importance(study, trials))
+
+
+def _recount(
+    study: Study, run_dir: Path, ledger: Ledger, trials: list[TrialResult], progress: Progress
+) -> dict[str, Estimate]:
+    """Estimates of the finalists from fresh noise; of the baseline that limits clean accuracy too, to judge them by."""
+    models = _models(study, ledger, to_recount(study, trials))
+    request = Request(study.base, models, study.seed, study.finalists)
+    if not models:
+        return {}
+    return estimate_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
 
 
 def _certify(
@@ -55,21 +69,30 @@ def _certify(
     """Certificates of the winner and of every baseline that ended well; none without a winner."""
     if result.winner is None:
         return {}
-    models = {
-        row.name: Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
-        for row in sorted(ledger.trials(), key=lambda row: row.name != result.winner)
-        if row.name == result.winner or (row.baseline and row.state == "complete")
-    }
-    request = Request(study.base, models, study.seed)
+    baselines = [trial.name for trial in result.trials if trial.baseline and trial.state == "complete"]
+    request = Request(study.base, _models(study, ledger, [result.winner, *baselines]), study.seed)
     certificates = certify_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
     write_evidence(run_dir, request, certificates, "cuda" if study.resources.gpus_per_actor else "cpu")
     return certificates
 
 
+def _models(study: Study, ledger: Ledger, names: Iterable[str]) -> dict[str, Model]:
+    """The trials' last checkpoints, in the order of ``names``."""
+    rows = {row.name: row for row in ledger.trials()}
+    return {
+        name: Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
+        for name in names
+        for row in [rows[name]]
+    }
+
+
 def _session(run_dir: Path) -> str:
-    """A new name for every driver of a run: Tune's and Train's own folders are caches and never shared."""
-    taken = [path.name for path in (run_dir / "tune").glob("session-*")]
-    return f"session-{len(taken):03d}"
+    """A new name for every driver of a run: Tune's and Train's own folders are caches and never shared.
+
+    Where Tune's are lost, Train's tell: it would go on from checkpoints of an equal name by itself.
+    """
+    taken = [path.name for part in ("tune", "training") for path in (run_dir / part).glob("*session-*")]
+    return f"session-{max((int(name.rpartition('-')[2]) for name in taken), default=-1) + 1:03d}"
 
 
 def _reporter(ledger: Ledger, progress: Progress) -> Callable[[int, str, dict[str, float]], None]:

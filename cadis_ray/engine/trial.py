@@ -138,6 +138,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     epochs = trial_epochs(
         chosen, data, lambda epoch: ray.get(pool.train[epoch]), ray.get(pool.validation),
         seed=study.seed, worker=worker, resume=Path(resume) if resume else None,
+        racing=study.scheduler.name == "racing",
     )  # fmt: skip
     try:
         started = time.monotonic()

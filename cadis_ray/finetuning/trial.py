@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.base_classifier import as_base, view_of
-from cadis_ray.config import NOISY, Configuration, FineTuning
+from cadis_ray.config import NOISY, Configuration, FineTuning, schedule
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
@@ -19,7 +19,9 @@ from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.noisy import EPOCH_BITS, Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
+from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
 
 VOTING_BATCH = 512
 Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)
@@ -61,17 +63,22 @@ def trial_epochs(
     seed: int,
     worker: Worker | None = None,
     resume: Path | None = None,
+    racing: bool = False,
 ) -> Iterator[Epoch]:
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
     ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
-    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on. Recipes and
-    kinds of base classifier without a denoiser see x + noise instead, under the same noise. ``resume``: a
+    denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on, as many samples
+    of an image as ``validation.samples`` wants. Recipes and kinds of base classifier without a denoiser see x + noise
+    instead, under the same noise. ``resume``: a
     checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
-    addressed by (seed, epoch). Raises NonFiniteLoss.
+    addressed by (seed, epoch). ``racing``: early epochs are counted on fewer images, see ``smoothing.racing``; the
+    others have no votes. Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
+    whole = Rung(denoised_validation.shape[1], schedule(configuration.validation.samples))
+    budgets = rungs_of(whole.images, whole.schedule) if racing else (whole,)
     classifier = adapted_classifier(configuration, seed).to(worker.device)
     base, validation = as_base(configuration, classifier), _validation(configuration, data, denoised_validation, seed)
     cost = Cost(configuration, classifier)
@@ -81,7 +88,7 @@ def trial_epochs(
         return found | {"denoiser_calls": float(cost.denoised(trained, votes))}
 
     if settings.recipe == "none":
-        votes = _count(base, data, validation, worker)
+        votes = _count(base, data, validation, whole, seed, worker)
         yield Epoch(0, spent(0, votes), votes, classifier, None)
         return
     spsa = settings.recipe == "black_box_prompt"
@@ -112,7 +119,8 @@ def trial_epochs(
                 bare=classifier,
                 selection_classifier=frozen,
             )
-        counts = _count(base, data, validation, worker)
+        rung = rung_at(budgets, epoch + 1, settings.last_epoch)
+        counts = _count(base, data, validation, rung, seed, worker)
         metrics = _of_all(metrics, worker)
         yield Epoch(epoch + 1, metrics | spent(metrics["images"], counts), counts, classifier, optimiser)
 
@@ -184,13 +192,26 @@ def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
     return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
 
 
-def _count(classifier: nn.Module, data: DataSet, denoised: Draws, worker: Worker) -> np.ndarray:
-    mine = torch.arange(denoised.shape[1])[worker.rank :: worker.world]
-    counts = torch.zeros(denoised.shape[1], data.num_classes + 1, dtype=torch.int64, device=worker.device)
-    chosen = torch.from_numpy(denoised[:, mine.numpy()])
-    counts[mine.to(worker.device)] = votes_on(classifier, chosen, batch_size=VOTING_BATCH, device=worker.device)
-    worker.add(counts)
-    return counts.cpu().numpy()
+def _count(classifier: nn.Module, data: DataSet, denoised: Draws, rung: Rung, seed: int, worker: Worker) -> np.ndarray:
+    """Votes (N, K + 1) of all workers; an image is counted by one of them, as it goes on by its own votes.
+
+    A rung has the first of its images in a random order, the same for every trial.
+    """
+    labels = data.validation.labels[: denoised.shape[1]].numpy()
+    counts = np.zeros((len(labels), data.num_classes + 1), np.int64)
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))[: rung.images]
+    rows, done = np.sort(order)[worker.rank :: worker.world], 0
+    for step in rung.schedule:
+        k, n = counts[rows, labels[rows]], counts[rows].sum(axis=1)
+        rows = rows[next_samples(k, n, rung.schedule) == step]
+        if not len(rows):
+            break
+        chosen = torch.from_numpy(denoised[done:step, rows])
+        counts[rows] += votes_on(classifier, chosen, batch_size=VOTING_BATCH, device=worker.device).cpu().numpy()
+        done = step
+    total = torch.from_numpy(counts).to(worker.device)
+    worker.add(total)
+    return total.cpu().numpy()
 
 
 def _frozen(configuration: Configuration) -> nn.Module:

@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 from cadis_ray.report import figures
 from cadis_ray.report.files import write_certificates, write_whole
+from cadis_ray.report.search_section import finalists, search_sections
 from cadis_ray.report.table import (
     Table,
     certificates_table,
@@ -22,6 +23,7 @@ from cadis_ray.report.table import (
     trials_table,
 )  # fmt: skip
 from cadis_ray.results import StudyResult
+from cadis_ray.smoothing.metrics import acr
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #ddd; --soft: #f4f6f8; }
@@ -72,7 +74,10 @@ def summary(result: StudyResult) -> str:
     text = f"{searched} configurations and {len(result.trials) - searched} baselines were tried."
     if result.winner is None:
         return f"{text} There is no winner yet."
-    text += f" The winner is {result.winner}, chosen by the study's objective, estimated on validation images."
+    chosen = f"from {len(last)} finalists counted again" if (last := finalists(result)) else "by the search"
+    text += f" The winner is {result.winner}, chosen {chosen} by the study's objective, estimated on validation images."
+    if own := result.certificates.get(result.winner):
+        text += f" Its certified ACR@{own.n} on {len(own.idx)} test images is {acr(own.radius, own.correct):.3f}."
     for name in result.certificates:
         paired = difference(result, name)
         if paired:
@@ -100,6 +105,7 @@ def _sections(result: StudyResult) -> list[Section]:
     if result.searched and any(trial.estimate and not trial.baseline for trial in ranked(result)):
         drawn["response"] = figures.response(result)
     parts = [Section("Search", (search,), trials_table(result), drawn)]
+    parts += [Section(*section) for section in search_sections(result)]
     if result.certificates:
         curve = {"certified_accuracy": figures.certified_accuracy(result)}
         table = certificates_table(result)

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from cadis_ray.errors import IntegrityError
-from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
 
 ABSENT = "-"
@@ -62,13 +62,13 @@ def trial_records(result: StudyResult) -> list[dict[str, Any]]:
             "state": trial.state, "reason": trial.reason, "parameters": dict(trial.parameters),
             "trainable_parameters": trial.trainable_parameters, "cost": cost(trial),
         }  # fmt: skip
-        if trial.estimate:
-            estimate = trial.estimate
-            record["estimate"] = {
-                f"acr@{estimate.n}": estimate.acr, "se": estimate.se, "clean": estimate.clean,
-                "certified_accuracy": {str(r): share for r, share in estimate.certified_accuracy.items()},
-                "images": estimate.images, "samples": estimate.samples,
-            }  # fmt: skip
+        for name, estimate in (("estimate", trial.estimate), ("recount", trial.recount)):
+            if estimate:
+                record[name] = {
+                    f"acr@{estimate.n}": estimate.acr, "se": estimate.se, "clean": estimate.clean,
+                    "certified_accuracy": {str(r): share for r, share in estimate.certified_accuracy.items()},
+                    "images": estimate.images, "samples": estimate.samples,
+                }  # fmt: skip
         records.append(record)
     return records
 
@@ -126,9 +126,8 @@ def trials_table(result: StudyResult) -> Table:
     """Every trial and baseline, ranked: parameters, estimated ACR and SE, accuracies, state and reason."""
     names = short_names(result.searched)
     estimates = [trial.estimate for trial in result.trials if trial.estimate]
-    scale = sorted({(e.n, e.images, e.samples) for e in estimates})
-    made = "; ".join(f"{images} validation images x {samples} samples" for _, images, samples in scale)
-    at = "/".join(str(n) for n in sorted({n for n, _, _ in scale})) or "n"
+    made = counted_on(estimates)
+    at = "/".join(str(n) for n in sorted({e.n for e in estimates})) or "n"
     counted = [kind for kind in CALLS if any(kind in cost(trial) for trial in result.trials)]
     rows = []
     for trial in ranked(result):
@@ -155,6 +154,18 @@ def trials_table(result: StudyResult) -> Table:
     notes += [one_line(f"{t.name} {t.state}: {t.reason}") for t in ranked(result) if t.reason]
     title = f"Estimates, not certificates ({made or 'none yet'})"
     return Table(title, columns, rows, (0, len(columns) - 1), tuple(notes))
+
+
+def counted_on(estimates: Iterable[Estimate]) -> str:
+    """On how many images, and with how many samples each, these were made; the samples are means over images."""
+    samples: dict[int, set[int]] = {}
+    for estimate in estimates:
+        samples.setdefault(estimate.images, set()).add(estimate.samples)
+    ranges = [(images, min(found), max(found)) for images, found in sorted(samples.items())]
+    return "; ".join(
+        f"{images} validation images x {low if low == high else f'{low} to {high}'} samples"
+        for images, low, high in ranges
+    )
 
 
 def certificates_table(result: StudyResult) -> Table:

@@ -3,7 +3,7 @@
 All are functions of votes alone, so that counting can stop and go on anywhere, by any worker.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -71,20 +71,22 @@ def _sequential(settings: "Certification", sigma: float, votes: Votes) -> tuple[
     return np.where(p_a_lower > 0.5, top_class, ABSTAIN), radius_of(p_a_lower, sigma), p_a_lower
 
 
-def _few(settings: "Certification") -> Mapping[Stream, int]:
-    return {Stream.SEARCH: max(SCHEDULE)}
+def few_samples(stream: Stream, schedule: Sequence[int]) -> Mode:
+    """As many samples of ``stream`` as ``next_samples`` wants by ``schedule``: for an estimate, no certificate."""
 
+    def most(settings: "Certification") -> Mapping[Stream, int]:
+        return {stream: max(schedule)}
 
-def _while_rarely_wrong(
-    settings: "Certification", sigma: float, labels: Integers, votes: Votes
-) -> Mapping[Stream, Integers]:
-    table = votes[Stream.SEARCH]
-    k = np.take_along_axis(table, labels[:, None], axis=1)[:, 0]
-    return {Stream.SEARCH: next_samples(k, table.sum(axis=1))}
+    def wanted(settings: "Certification", sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
+        table = votes[stream]
+        k = np.take_along_axis(table, labels[:, None], axis=1)[:, 0]
+        return {stream: next_samples(k, table.sum(axis=1), schedule)}
+
+    return Mode(most, wanted, None)
 
 
 MODES = {
     "protocol": Mode(_both, _all, _protocol),
     "sequential": Mode(_both, _until_settled, _sequential),
-    "estimate": Mode(_few, _while_rarely_wrong, None),
+    "estimate": few_samples(Stream.SEARCH, SCHEDULE),
 }

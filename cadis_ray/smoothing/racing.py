@@ -37,6 +37,16 @@ def rungs(images: int, schedule: Sequence[int] = SCHEDULE, count: int = 3, facto
     )
 
 
+def rungs_of(images: int, schedule: Sequence[int]) -> tuple[Rung, ...]:
+    """At most three budgets that end with all ``images``, the first of which has 100 or more, or is the only one."""
+    return rungs(images, schedule, count=1 + sum(images >= 100 * 4**power for power in (1, 2)))
+
+
+def rung_at(budgets: Sequence[Rung], epoch: int, last: int) -> Rung:
+    """The budget after ``epoch`` of 1 .. ``last``: the last one only after the last epoch."""
+    return budgets[-1] if epoch >= last else budgets[(epoch - 1) * len(budgets) // last]
+
+
 def upper_bound(candidate: Votes, incumbent: Votes, *, sigma: float, alpha: float, at_n: int, error: float) -> float:
     """Upper confidence bound, missed with probability ``error``, of the candidate's ACR less the incumbent's.
 

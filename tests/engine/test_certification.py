@@ -113,7 +113,7 @@ def test_sequential_stops_early_and_only_where_the_radii_are_settled(tmp_path: P
 def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certification, "MOST_ITEMS", most_items)
     n, ids, rng = 4300, np.array([7, 3, 11, 5, 2, 19, 4, 6, 8, 9]), np.random.default_rng(0)
-    base = changed(request("own").base, {"certification.n0": 100, "certification.n": n, "certification.images": 10})
+    asked = request("own", "half", n0=100, n=n, images=10)
     streams = {Stream.SELECTION: 100, Stream.ESTIMATION: n}
     sources = {
         name: {stream: Source(name, "", "", 0.5, 0, int(stream)) for stream in streams} for name in ("own", "half")
@@ -126,7 +126,7 @@ def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pyte
         sources[name][Stream.ESTIMATION]: Blocks(np.array(sorted(index)), np.full((len(index), 2), 250))
         for name, index in there.items()
     }
-    items = list(certification._blocks(base, sources, stored, ids))
+    items = list(certification._blocks(asked, sources, stored, ids))
     for name in sources:
         for stream, wanted in streams.items():
             drawn = np.zeros((len(ids), wanted), int)

@@ -1,16 +1,19 @@
 """What is drawn depends on the seed and on results, never on timing or restarts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cadis_ray.config import Study, load_study
+from cadis_ray.config import Study, fingerprint, load_study
 from cadis_ray.engine.sampling import draw
 from cadis_ray.engine.search import DEATHS, StudySearcher, settle
+from cadis_ray.engine.study import _session
 from cadis_ray.errors import UsageError
 from cadis_ray.ledger import Ledger
+from cadis_ray.warm_start import check_warm_start
 
 REPOSITORY = Path(__file__).parents[2]
 LABELS = np.zeros(20, dtype=np.int64)
@@ -162,10 +165,10 @@ def test_a_trial_whose_end_was_not_heard_of_is_complete(study: Study, tmp_path: 
         assert [searcher.suggest("any")["number"] for _ in study.baselines] == [0, 1]
         ledger.record_epoch(0, 0, recorded, COUNTS)
         ledger.record_epoch(1, study.base.finetuning.epochs - 1, recorded, COUNTS)
-        settle(study, ledger)
+        settle(study, ledger, LABELS)
         assert [row.state for row in ledger.trials()] == ["complete", "running"]
         ledger.record_epoch(1, study.base.finetuning.epochs, recorded, COUNTS, "/last")
-        settle(study, ledger)
+        settle(study, ledger, LABELS)
         assert [row.state for row in ledger.trials()] == ["complete", "complete"]
         assert ledger.trials()[1].checkpoint == "/last"
         assert ledger.trials()[1].trainable_parameters == 9
@@ -273,10 +276,38 @@ def test_a_run_that_is_not_comparable_is_refused_with_what_differs(study: Study,
     base = study.base.model_dump(mode="json")
     base["sigma"] = 0.25
     base["finetuning"]["epochs"] += 1
-    other = with_(study, base=base, warm_start=[str(before)])
+    other = with_(study, base=base)
     narrow = study.model_dump(mode="json")["space"] | {"finetuning.adv_weight": {"low": 100, "high": 200}}
-    with Ledger(tmp_path / "ledger") as ledger:
-        with pytest.raises(UsageError, match=r"different: sigma, finetuning\.epochs$"):
-            StudySearcher(other, ledger, "session-000", LABELS)
-        with pytest.raises(UsageError, match=r"outside this study's space: finetuning\.adv_weight = "):
-            StudySearcher(with_(study, space=narrow, warm_start=[str(before)]), ledger, "session-000", LABELS)
+    with pytest.raises(UsageError, match=r"different: sigma, finetuning\.epochs$"):
+        check_warm_start(other, before)
+    with pytest.raises(UsageError, match=r"outside this study's space: finetuning\.adv_weight = "):
+        check_warm_start(with_(study, space=narrow), before)
+    check_warm_start(with_(study, seed=3), before)
+
+
+def test_a_warm_start_is_checked_when_the_file_is_read(study: Study, tmp_path: Path) -> None:
+    before = ended_run(tmp_path / "before", study)
+    text = (REPOSITORY / "search_spaces" / "digits.yaml").read_text().replace("samples: 48", "samples: 40")
+    file = tmp_path / "study.yaml"
+    file.write_text(f"{text}\nwarm_start: [{before}]\n")
+    line = len(text.splitlines()) + 2
+    with pytest.raises(UsageError, match=rf"study\.yaml:{line}:14: warm_start\[0\]: got .*different: validation$"):
+        load_study(file)
+
+
+def test_the_fingerprint_is_of_what_a_warm_start_holds_not_of_where(study: Study, tmp_path: Path) -> None:
+    before = ended_run(tmp_path / "before", study)
+    shutil.copytree(before, tmp_path / "moved")
+    longer = ended_run(tmp_path / "longer", with_(study, trials=study.trials + 1))
+    here, there, more = (with_(study, warm_start=[str(run)]) for run in (before, tmp_path / "moved", longer))
+    assert fingerprint(here) == fingerprint(there)
+    assert len({fingerprint(here), fingerprint(more), fingerprint(study)}) == 3
+
+
+def test_a_driver_takes_a_name_that_no_other_had(tmp_path: Path) -> None:
+    """Also where Tune's folders were lost: Train goes on by itself from checkpoints of an equal name."""
+    assert _session(tmp_path) == "session-000"
+    (tmp_path / "tune" / "session-000").mkdir(parents=True)
+    assert _session(tmp_path) == "session-001"
+    (tmp_path / "training" / "trial-0003-session-1001").mkdir(parents=True)
+    assert _session(tmp_path) == "session-1002"

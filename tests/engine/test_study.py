@@ -72,6 +72,9 @@ def test_result_and_outputs(finished: Run) -> None:
     assert len(states) == 5
     assert states["off_the_shelf"] == "complete"
     assert {row["name"] for row in result["certificates"]} == {result["winner"], "off_the_shelf"}
+    recounts = {row["name"]: row["recount"]["acr@120"] for row in result["table"] if "recount" in row}
+    assert result["search"]["finalists"] == sorted(recounts, key=lambda name: -recounts[name])
+    assert result["winner"] == result["search"]["finalists"][0]
     assert "\x1b" not in finished.output
     assert str(finished.folder / "report.html") in finished.output
     assert not re.search(r"""(src|href)=["']?http|url\(http""", (finished.folder / "report.html").read_text())
@@ -97,8 +100,15 @@ def test_every_image_and_sample_is_counted_once(finished: Run) -> None:
             )
     settings = study.base.certification
     wanted = {int(Stream.SELECTION): settings.n0, int(Stream.ESTIMATION): settings.n}
-    assert len(blocks) == 4  # two models, two streams
-    for source, (index, votes) in blocks.items():
+    recounted = {source: found for source, found in blocks.items() if source.stream == Stream.AUDIT}
+    assert len(recounted) == study.finalists.count
+    for index, votes in recounted.values():
+        assert len({image for image, _, _ in index}) == study.base.data.validation
+        assert 4 * study.base.data.validation < np.sum(votes) < 12 * study.base.data.validation
+    certified = blocks.keys() - recounted.keys()
+    assert len(certified) == 4  # two models, two streams
+    for source in certified:
+        index, votes = blocks[source]
         assert len({image for image, _, _ in index}) == settings.images
         assert np.sum(votes) == settings.images * wanted[source.stream]
 

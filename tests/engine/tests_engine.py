@@ -41,6 +41,7 @@ def small_study(**resources: int) -> dict:
     study["base"]["finetuning"] |= {"epochs": 2, "attack_steps": 1, "base_lr": 0.02}
     study["base"]["validation"] = {"images": 60, "samples": 8}
     study["base"]["certification"] = {"images": 10, "n0": 10, "n": 120, "alpha": 0.001, "radii": [0, 0.5]}
+    study["finalists"] = {"count": 2, "samples": [4, 12]}
     # Not 1: then the target is the classifier's own answer, the attack starts at its minimum, and its direction is
     # rounding, which two workers round otherwise.
     study["space"]["finetuning.num_noises"] = {"choices": [2, 3]}

@@ -56,6 +56,28 @@ def test_the_shares_of_two_workers_add_up(data: DataSet) -> None:
     assert counts(0, 1).sum(axis=1).tolist() == [SAMPLES] * len(data.validation.ids)
 
 
+def test_an_image_goes_on_while_at_most_two_of_its_samples_missed_the_label(data: DataSet) -> None:
+    schedule = (4, 9, 20)
+    chosen = configuration(STUDY, {"finetuning.recipe": "none", "validation.samples": schedule})
+    noise = np.random.default_rng(5).normal(0, 0.5, (20, *data.validation.images.shape))
+    denoised = np.clip(2 * data.validation.images.numpy() - 1 + noise, -1, 1).astype(np.float16)
+
+    def counts(rank: int = 0, world: int = 1) -> np.ndarray:
+        (only,) = trial_epochs(chosen, data, lambda e: denoised, denoised, seed=1, worker=Worker(rank, world))
+        return only.counts
+
+    classifier = load_finetuned(chosen, None)
+    expected = []
+    for image, label in enumerate(data.validation.labels.tolist()):
+        with torch.inference_mode():
+            votes = classifier(torch.from_numpy(denoised[:, image]).float()).argmax(1)
+        taken = next((n for n in schedule if (votes[:n] != label).sum() > 2), 20)
+        expected.append([*torch.bincount(votes[:taken], minlength=10).tolist(), 0])
+    assert counts().tolist() == expected
+    assert set(counts().sum(axis=1).tolist()) == {4, 9, 20}
+    assert np.array_equal(counts(0, 2) + counts(1, 2), counts())
+
+
 def test_a_resumed_trial_is_the_undisturbed_one(data: DataSet, tmp_path: Path) -> None:
     chosen, undisturbed = epochs(data, {})
     first = next(undisturbed)

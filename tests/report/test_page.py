@@ -46,7 +46,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(result: StudyResult):
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     # The only address is the one in a trial's reason, and it is text.
     assert text.count("http:") == text.count("[z](http://a.b)") == 1
-    assert len([tag for tag, _ in page.found if tag == "svg"]) == 4
+    assert len([tag for tag, _ in page.found if tag == "svg"]) == 5
     assert "\x1b" not in text
 
 
@@ -70,7 +70,7 @@ def test_the_page_says_what_the_numbers_are(result: StudyResult):
 def test_markdown_shows_figures_that_are_there(result: StudyResult):
     write_report(result)
     links = re.findall(r"(?<!\\)!\[[^\]]*\]\(([^)]*)\)", (result.run_dir / "report.md").read_text())
-    assert len(links) == 4
+    assert len(links) == 5
     assert all((result.run_dir / link).read_text().startswith("<?xml") for link in links)
 
 
@@ -92,7 +92,8 @@ def test_a_report_of_an_unfinished_study_can_be_written_twice(result: StudyResul
     write_report(unfinished)
     assert {path: path.read_bytes() for path in result.run_dir.rglob("*") if path.is_file()} == first
     assert {path.name for path in first} == {
-        "report.html", "report.md", "estimates.svg", "learning_curves.svg", "response.svg"
+        "report.html", "report.md", "estimates.svg", "learning_curves.svg", "response.svg",
+        "parallel_coordinates.svg",
     }  # fmt: skip
     write_report(dataclasses.replace(unfinished, trials=[]))
 

@@ -1,5 +1,7 @@
 """What a study learns from runs that ended before it."""
 
+import hashlib
+import json
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,29 +20,41 @@ COMPARED = ("data", "sigma", "denoiser", "classifier", "validation", "certificat
 
 
 def warm_trials(study: Study, labels: np.ndarray) -> list[tuple[dict[str, Any], Estimate]]:
-    """Parameters and estimates of the complete searched trials of ``study.warm_start``, in its order.
+    """Parameters and estimates of the complete searched trials of ``study.warm_start``, in its order."""
+    return [
+        (parameters, estimate_from(study.base, labels, counts, resamples=2))
+        for folder in study.warm_start
+        for parameters, counts in _complete(Path(folder)).values()
+    ]
 
-    Raises UsageError for a run that is not comparable, with all that differs.
-    """
-    return [pair for folder in study.warm_start for pair in _trials(study, Path(folder), labels)]
+
+def check_warm_start(study: Study, folder: Path) -> None:
+    """Raises UsageError for a run that this study cannot learn from, with all that differs."""
+    different = _differences(study, read_study(folder))
+    if different:
+        raise UsageError(f"not comparable with this study; different: {', '.join(different)}")
+    for name, (parameters, _) in _complete(folder).items():
+        if outside := _outside(study, parameters):
+            raise UsageError(f"{name} is outside this study's space: {outside}")
 
 
-def _trials(study: Study, folder: Path, labels: np.ndarray) -> list[tuple[dict[str, Any], Estimate]]:
-    other, path = read_study(folder), folder / "ledger.sqlite"
+def warm_digest(folder: Path) -> str:
+    """SHA-256 of what a study learns from a run: parameters and counts of its complete searched trials."""
+    found = hashlib.sha256()
+    for parameters, counts in _complete(folder).values():
+        text = json.dumps([parameters, counts.shape], sort_keys=True)
+        found.update(text.encode() + counts.astype("<i4").tobytes())
+    return found.hexdigest()
+
+
+def _complete(folder: Path) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+    """Parameters and last counts (N, K + 1) of a run's complete searched trials, by name."""
+    path = folder / "ledger.sqlite"
     if not path.is_file():  # opening it would make it
         raise UsageError(f"{folder}: not a run's folder: ledger.sqlite is missing")
-    different = _differences(study, other)
-    pairs = []
     with Ledger(path) as ledger:
-        for row in ledger.trials():
-            if row.baseline is not None or row.state != "complete":
-                continue
-            if not different and (outside := _outside(study, row.parameters)):
-                raise UsageError(f"warm_start {folder}: {row.name} is outside this study's space: {outside}")
-            pairs.append((row.parameters, ledger.epochs(row.number)[-1].counts))
-    if different:
-        raise UsageError(f"warm_start {folder}: not comparable with this study; different: {', '.join(different)}")
-    return [(parameters, estimate_from(study.base, labels, counts)) for parameters, counts in pairs]
+        rows = [row for row in ledger.trials() if row.baseline is None and row.state == "complete"]
+        return {row.name: (row.parameters, ledger.epochs(row.number)[-1].counts) for row in rows}
 
 
 def _differences(one: Study, other: Study) -> list[str]:
