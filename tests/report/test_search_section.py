@@ -76,7 +76,8 @@ def test_the_front_and_the_winner_are_drawn_where_they_are(recounted: StudyResul
     both = dataclasses.replace(recounted, metrics=("acr", "clean"), front=("trial-0002",))
     (axes,) = figures_of(both)["pareto_front"].axes
     stars = [line for line in axes.lines if line.get_marker() == "*"]
-    assert [np.ravel(line.get_data()).tolist() for line in stars] == [[0.42, 0.9]]
+    placed = [(np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()) for line in stars]
+    assert placed == [([0.42], [0.9])]
     (bars,) = figures_of(both)["importance"].axes
     widths = {
         t.get_text(): b.get_width()  # pyright: ignore[reportAttributeAccessIssue]
