@@ -62,7 +62,9 @@ def finalists_table(result: StudyResult) -> Table:
     counts = [trial.recount for trial in recounted if trial.recount]
     at = "/".join(str(n) for n in sorted({count.n for count in counts})) or "n"
     columns = ("finalist", "search's estimate", f"re-count ACR@{at}", "± SE", "re-count - search", "clean")
-    notes = ("* the winner, by the re-count; (b) the baseline that limits clean accuracy; clean: re-counted, in %.",)
+    notes = (
+        "* the winner, by the re-counted objective; (b) the baseline that limits clean accuracy, in % re-counted.",
+    )
     return Table(f"Finalists, counted again ({counted_on(counts) or ABSENT})", columns, rows, (0,), notes)
 
 
@@ -72,8 +74,8 @@ def _recounting(result: StudyResult) -> Iterator[str]:
         f"{searched} configurations were tried. The search's estimate of the best of them is the largest of many noisy"
         " numbers, hence too high on average, and is not the result. So the best"
         f" {len(last)} were counted again, with noise that the search had not seen, and the winner is the best of these"
-        " by the second count alone. It is an estimate on validation images still; what is known about the winner is"
-        " its certificates on test images."
+        " by the objective, limit included, of the second count alone. It is an estimate on validation images still;"
+        " what is known about the winner is its certificates on test images."
     )
     winner = next((trial for trial in last if trial.name == result.winner), None)
     if winner and winner.estimate and winner.recount:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.certification import Model, Request, certified_images, sources_of
-from cadis_ray.config import Resources, changed, load_study
+from cadis_ray.config import Finalists, Resources, changed, load_study
 from cadis_ray.console import Progress
+from cadis_ray.data import load
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import certify_models, count_models, estimate_models
 from cadis_ray.errors import DataError, IntegrityError
@@ -107,6 +109,27 @@ def test_sequential_stops_early_and_only_where_the_radii_are_settled(tmp_path: P
     assert samples.mean() < 1500
     assert ((found.radius >= 0.25) == (whole.radius >= 0.25)).all()
     assert (found.estimation <= whole.estimation).all()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_finalists_are_counted_on_validation_images_under_the_audits_noise(tmp_path: Path) -> None:
+    asked = replace(request("half", "own"), recount=Finalists(images=4, samples=(5, 20)))
+    base, images = asked.base, load(asked.base.data).validation.first(4)
+    denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config)
+    found = votes(tmp_path, asked)
+    for name, model in asked.models.items():
+        classifier, expected = load_finetuned(model.configuration, None), []
+        for image, label, number in zip(images.images, images.labels, images.ids, strict=True):
+            noise = gaussian(asked.seed, Stream.AUDIT, number.repeat(20), torch.arange(20), image.shape)
+            with torch.inference_mode():
+                answers = classifier(denoiser.denoise(image.expand(20, -1, -1, -1), noise, base.sigma)).argmax(1)
+            taken = 5 if (answers[:5] != label).sum() > 2 else 20
+            expected.append([*torch.bincount(answers[:taken], minlength=10).tolist(), 0])
+        assert found[name].keys() == {Stream.AUDIT}
+        assert found[name][Stream.AUDIT].tolist() == expected
+    with Progress() as progress:
+        estimates = estimate_models(asked, CountsStore(tmp_path), progress, RESOURCES)
+    assert {name: (one.images, one.acr > 0) for name, one in estimates.items()} == {"half": (4, True), "own": (4, True)}
 
 
 @pytest.mark.parametrize("most_items", [1, 40, 4096])
