@@ -107,7 +107,12 @@ def _sections(result: StudyResult) -> list[Section]:
     parts = [Section("Search", (search,), trials_table(result), drawn)]
     parts += [Section(*section) for section in search_sections(result)]
     if result.certificates:
-        curve = {"certified_accuracy": figures.certified_accuracy(result)}
+        # An abstention's bound may lie below 1/2; it certifies nothing, as 1/2 does.
+        bounds = {name: c.p_a_lower.clip(min=0.5) for name, c in result.certificates.items()}
+        curve = {
+            "certified_accuracy": figures.certified_accuracy(result),
+            "confidence": figures.confidences(bounds, result.winner),
+        }
         table = certificates_table(result)
         parts.insert(0, Section("Certificates", tuple(_meaning(result)), table, curve))
     return parts

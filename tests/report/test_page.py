@@ -11,7 +11,7 @@ import pytest
 
 from cadis_ray.errors import EnvironmentProblem
 from cadis_ray.report.files import certificates_tsv, clock, write_certificates, write_result, write_whole
-from cadis_ray.report.page import summary, write_report
+from cadis_ray.report.page import _sections, summary, write_report
 from cadis_ray.results import StudyResult
 
 
@@ -133,3 +133,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
         write_whole(path / "below" / "a file", "text")
+
+
+def test_the_report_draws_how_sure_the_certified_models_are(result: StudyResult):
+    """An abstention's bound below 1/2 stands at 1/2: 4 of 5 images at most 0.6 sure, the other 0.9."""
+    bounds = np.array([0.3, 0.5, 0.55, 0.6, 0.9])
+    winner = dataclasses.replace(result.certificates["trial-0002"], p_a_lower=bounds)
+    sections = _sections(dataclasses.replace(result, certificates={"trial-0002": winner}))
+    drawn = next(section.figures["confidence"] for section in sections if "confidence" in section.figures)
+    x, y = (np.asarray(values, float) for values in drawn.axes[0].lines[0].get_data())
+    assert x.tolist() == [0.5, 0.5, 0.5, 0.55, 0.6, 0.9, 1.0]
+    assert y[-3:].tolist() == [80.0, 100.0, 100.0]

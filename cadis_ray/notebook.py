@@ -1,0 +1,92 @@
+"""A run in a notebook: pandas frames, figures, and a page of its own."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cadis_ray.config import Study
+from cadis_ray.finished import open_ledger, read_result
+from cadis_ray.report import figures
+from cadis_ray.report.page import summary
+from cadis_ray.report.table import (
+    certificate_records,
+    certificates_table,
+    one_line,
+    to_html,
+    trial_records,
+    trials_table,
+)
+from cadis_ray.results import StudyResult
+from cadis_ray.run import read_study
+
+FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
+    "certified_accuracy": figures.certified_accuracy,
+    "estimates": figures.estimates,
+    "learning_curves": figures.learning_curves,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it stood when it was loaded. ``result`` has everything; the frames are views of it."""
+
+    study: Study
+    result: StudyResult
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A line a trial or baseline, ranked: state, parameters by dotted path, and the search's ``estimate.`` columns.
+
+        An estimate is no certificate.
+        """
+        return pd.json_normalize([
+            {key: value for key, value in record.items() if key != "parameters"} | record["parameters"]
+            for record in trial_records(self.result)
+        ]).set_index("name")  # fmt: skip
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """A line an epoch of every trial: what it measured."""
+        lines = [{"name": trial.name} | epoch for trial in self.result.trials for epoch in trial.epochs]
+        return pd.DataFrame(lines, columns=None if lines else ["name", "epoch"]).set_index(["name", "epoch"])
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """A line a certified model: ACR, certified accuracy, abstentions, winner minus this one."""
+        records = pd.json_normalize(certificate_records(self.result))
+        return records if records.empty else records.set_index("name")
+
+    @property
+    def certificates(self) -> pd.DataFrame:
+        """A line an image of every certified model; ``predict`` -1 abstains, ``radius`` is l2 on [0, 1] pixels."""
+        columns = ("label", "predict", "radius", "correct", "p_a_lower", "seconds")
+        parts = {
+            name: pd.DataFrame({key: getattr(c, key) for key in columns}, index=pd.Index(c.idx, name="idx"))
+            for name, c in self.result.certificates.items()
+        }
+        return pd.concat(parts, names=["name"]) if parts else pd.DataFrame(columns=[*columns])
+
+    def figure(self, name: str) -> Figure:
+        """One of ``FIGURES``. Raises KeyError for another name."""
+        return FIGURES[name](self.result)
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<h3>{html.escape(one_line(self.result.name))}</h3><p>{html.escape(one_line(summary(self.result)))}</p>"
+        ]
+        tables = [certificates_table(self.result)] if self.result.certificates else []
+        for table in [*tables, trials_table(self.result)]:
+            parts.append(f"<p><strong>{html.escape(table.title)}</strong></p>{to_html(table)}")
+            parts += [f"<p><small>{html.escape(note)}</small></p>" for note in table.notes]
+        return "\n".join(parts)
+
+
+def load(run_dir: Path) -> Run:
+    """The run in a folder, finished or not. Raises UsageError where there is none, IntegrityError for a damaged one."""
+    study = read_study(run_dir)
+    with open_ledger(run_dir) as ledger:
+        return Run(study, read_result(study, run_dir, ledger))
