@@ -1,5 +1,6 @@
 """A whole study: denoised pool, search, certificates, report; from the first step that is not done yet."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
             pool = make_pool(study, run_dir / "pool", progress)
             progress.stage("search", total, ended)
             run_search(study, ledger, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
+            shutil.rmtree(run_dir / "pool")  # nothing trains any more
         result = summarise(study, run_dir, ledger, labels, {})
         certificates = _certify(study, run_dir, ledger, result, progress)
     return summarise(study, run_dir, ledger, labels, certificates)

@@ -12,6 +12,7 @@ from cadis_ray.config import Configuration, FineTuning
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.denoised import Denoised
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.optimiser import make_optimiser
@@ -46,7 +47,7 @@ class Epoch:
 def trial_epochs(
     configuration: Configuration,
     data: DataSet,
-    denoised_train: Callable[[int], np.ndarray],
+    denoised_train: Callable[[int], Denoised],
     denoised_validation: np.ndarray,
     *,
     seed: int,
@@ -92,7 +93,7 @@ def trial_epochs(
 def _batches(
     train: Split,
     augmentation: Augmentation,
-    denoised: np.ndarray,
+    denoised: Denoised,
     settings: FineTuning,
     seed: int,
     epoch: int,
@@ -108,7 +109,7 @@ def _batches(
         yield [
             Batch(
                 (2 * train.augmented(part, epoch, seed, augmentation) - 1).to(worker.device),
-                torch.from_numpy(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
+                torch.as_tensor(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
                 train.labels[part].to(worker.device),
                 scale=len(part) * worker.world / len(rows),
             )
