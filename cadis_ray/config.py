@@ -405,7 +405,11 @@ class Resources(Section):
     """What the study takes of the cluster. ``workers_per_trial`` 0: a trial trains in its own process (Ray Train's
     local mode), which on a small machine saves the start of five processes a trial. ``actors`` denoise or certify; a
     cluster with less room goes on with ``min_actors``. GPUs: a whole number, or a share of one, so that several fit
-    on it. ``batch_size``: of samples in an actor, None: it finds the fastest by itself."""
+    on it. ``batch_size``: of samples in an actor, None: it finds the fastest by itself.
+
+    ``pool``: where trials find denoised training images: Ray's object store, the run's folder, or nowhere, so that
+    each trial denoises its own; of the same training. ``pool_gb``: at most so much of them is kept, the first epochs.
+    """
 
     workers_per_trial: Annotated[int, Field(ge=0)] = 1
     cpus_per_worker: Positive = 1.0
@@ -416,6 +420,8 @@ class Resources(Section):
     cpus_per_actor: Positive = 1.0
     gpus_per_actor: NonNegative = 0.0
     threads_per_process: Count = 1
+    pool: Literal["memory", "disk", "off"] = "memory"
+    pool_gb: NonNegative | None = None
     batch_size: Count | None = None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cadis_ray.config import Configuration, FineTuning, Resources, Study, configuration, schedule, trial_values
 from cadis_ray.errors import UsageError
-from cadis_ray.plan import plan
+from cadis_ray.plan import Plan, plan
 
 STATED = (0.2, 0.5)  # of the peak, where nothing was measured: what vision networks reach with and without care
 STATE_BYTES = 3 * 4  # a weight and AdamW's two moments, in a checkpoint
@@ -123,6 +123,7 @@ def forecast(study: Study, kind: str, count: int) -> Forecast:
         _sum(
             seconds(_training(chosen.finetuning, counted.train_images) * flops.classifier, chosen.finetuning.precision),
             seconds(_validation(chosen) * flops.classifier, "float32"),
+            seconds(_denoising(chosen.finetuning, counted) * flops.denoiser, "float32"),
         )
         for chosen in _trials(study)
     ]
@@ -211,6 +212,12 @@ def _training(settings: FineTuning, images: int) -> float:
 
 def _validation(chosen: Configuration) -> float:
     return max(chosen.finetuning.last_epoch, 1) * chosen.validation.images * max(schedule(chosen.validation.samples))
+
+
+def _denoising(settings: FineTuning, counted: Plan) -> float:
+    """Training images that a trial denoises because the pool does not hold them."""
+    trained = 0 if settings.recipe == "none" else settings.last_epoch
+    return counted.train_images * max(trained - counted.pool_epochs, 0) * settings.num_noises
 
 
 def _stage(name: str, busy: Range, units: float) -> Stage:

@@ -16,7 +16,8 @@ class Plan:
     Per image and epoch FT-CADIS passes M denoised images for the loss, M in each of T steps of the attack, and
     M adversarial images, forward and backward; fewer where an image's M predictions are not all right: it
     is not attacked then. ``update_selection: frozen`` adds M forward. Where the number of samples depends on votes, the
-    largest is counted. ``pool_*`` cover trials and baselines.
+    largest is counted. ``pool_*`` cover trials and baselines; in epochs beyond ``pool_epochs`` each trial denoises for
+    itself.
     ``radius_ceiling``: the largest radius, in [0, 1] pixels, that certification can give.
     """
 
@@ -67,7 +68,9 @@ def plan(study: Study) -> Plan:
     judged_apart = "frozen" in trial_values(study, "finetuning.update_selection")
     validation_samples = max(schedule(base.validation.samples))
     validation_draws = base.validation.images * validation_samples
-    pool_images = train_images * max_epochs(study) * max_num_noises(study) + validation_draws
+    image_bytes = prod(shape) * FLOAT16_BYTES
+    pool_epochs = _pool_epochs(study, train_images * max_num_noises(study) * image_bytes)
+    pool_images = train_images * pool_epochs * max_num_noises(study) + validation_draws
     models = 1 + len(study.baselines)
     finalists = min(study.finalists.count, study.trials)
     recounted = finalists + (study.objective.clean_at_least is not None)
@@ -85,10 +88,10 @@ def plan(study: Study) -> Plan:
         attack_steps=attack_steps,
         forward_passes=backward_passes + judged_apart * train_images * epochs * num_noises,
         backward_passes=backward_passes,
-        pool_epochs=max_epochs(study),
+        pool_epochs=pool_epochs,
         pool_noises=max_num_noises(study),
         pool_images=pool_images,
-        pool_bytes=pool_images * prod(shape) * FLOAT16_BYTES,
+        pool_bytes=pool_images * image_bytes,
         validation_images=base.validation.images,
         validation_samples=validation_samples,
         validation_passes=validation_draws * epochs,
@@ -106,6 +109,12 @@ def plan(study: Study) -> Plan:
         recount_samples=recount_samples,
         recount_passes=recount_images * recount_samples * recounted,
     )
+
+
+def _pool_epochs(study: Study, epoch_bytes: int) -> int:
+    """The first epochs whose training images the study's pool holds."""
+    limit = 0.0 if study.resources.pool == "off" else study.resources.pool_gb
+    return max_epochs(study) if limit is None else min(max_epochs(study), int(limit * 1e9 // epoch_bytes))
 
 
 def lines(plan: Plan) -> list[str]:

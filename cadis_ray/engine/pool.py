@@ -1,7 +1,6 @@
-"""The denoised pool: every image the trials train and count on, denoised once by Ray Data actors."""
+"""The denoised pool: images that the trials train and count on, denoised once by Ray Data actors."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import torch
 from cadis_ray.config import Configuration, Resources, Study, max_epochs, max_num_noises, schedule
 from cadis_ray.console import Progress
 from cadis_ray.data import load
-from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.trial import Pool
 from cadis_ray.files import write_atomically
-from cadis_ray.finetuning.noisy import EPOCH_BITS
-from cadis_ray.models.denoisers import load_denoiser
-from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.finetuning.denoised import EPOCH_BITS, make_denoising
+from cadis_ray.plan import plan
+from cadis_ray.smoothing.noise import Stream
 
 BATCH = 256
 
@@ -34,36 +32,31 @@ class Denoise:
             Stream.TRAINING: data.train,
             Stream.SEARCH: data.validation.first(configuration.validation.images),
         }
-        model = configuration.denoiser
-        denoiser = load_denoiser(model.family, model.checkpoint, model.config).to(device)
-        self.denoise = partial(denoiser.denoise, sigma=configuration.sigma, mode=model.noise)
-        self.augmentation: Augmentation = configuration.data.augmentation
-        self.seed, self.device = seed, device
+        self.denoising = make_denoising(configuration, seed, device)
 
-    @torch.inference_mode()
     def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        split, parts, training = self.splits[Stream(item["stream"])], [], item["stream"] == Stream.TRAINING
-        for rows in torch.arange(len(split.ids)).split(BATCH):
-            epoch = item["sample"] >> EPOCH_BITS
-            seen = split.augmented(rows, epoch, self.seed, self.augmentation) if training else split.read(rows)
-            images = seen.to(self.device)
-            samples = torch.full_like(rows, item["sample"])
-            noise = gaussian(self.seed, Stream(item["stream"]), split.ids[rows], samples, images.shape[1:], self.device)
-            parts.append(self.denoise(images, noise).half().cpu())
+        stream = Stream(item["stream"])
+        split = self.splits[stream]
+        batches = torch.arange(len(split.ids)).split(BATCH)
+        parts = [self.denoising.draw(split, rows, stream, item["sample"]).cpu() for rows in batches]
         yield item | {"denoised": torch.cat(parts).numpy()}
 
 
 def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
-    """Denoise what ``folder`` does not hold yet, one file per (stream, sample), and load it into the object store.
+    """Denoise what ``folder`` does not hold yet, one file per (stream, sample), and say where the trials find it.
 
     A draw of noise is sample = epoch * 2**16 + index of the training stream, the same in every study, or sample
-    0..S-1 of the search stream.
+    0..S-1 of the search stream. Epochs beyond the study's ``pool_gb``, or all where its pool is off, are left to the
+    trials, and evicted where they lie here: trials read the first epochs most, because some are stopped early.
     """
-    noises, epochs, samples = max_num_noises(study), max_epochs(study), max(schedule(study.base.validation.samples))
-    draws = [[(Stream.TRAINING, (epoch << EPOCH_BITS) + index) for index in range(noises)] for epoch in range(epochs)]
+    noises, samples = max_num_noises(study), max(schedule(study.base.validation.samples))
+    kept = plan(study).pool_epochs
+    draws = [[(Stream.TRAINING, (epoch << EPOCH_BITS) + index) for index in range(noises)] for epoch in range(kept)]
     counted = [(Stream.SEARCH, sample) for sample in range(samples)]
     wanted = [*chain(*draws), *counted]
     folder.mkdir(parents=True, exist_ok=True)
+    for file in {*folder.glob("*.npy")} - {_file(folder, *key) for key in wanted}:
+        file.unlink()
     todo = [key for key in wanted if not _file(folder, *key).exists()]
     progress.stage("denoised pool", len(wanted), len(wanted) - len(todo))
     for item in _denoised(todo, study.base, study.seed, study.resources):
@@ -74,7 +67,11 @@ def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
     def stored(keys: list[tuple[Stream, int]]) -> ray.ObjectRef:
         return ray.put(np.stack([np.load(_file(folder, *key)) for key in keys]))
 
-    return Pool([stored(keys) for keys in draws], stored(counted))
+    def filed(keys: list[tuple[Stream, int]]) -> list[Path]:
+        return [_file(folder.resolve(), *key) for key in keys]
+
+    hold = filed if study.resources.pool == "disk" else stored
+    return Pool([*map(hold, draws), *[None] * (max_epochs(study) - kept)], stored(counted))
 
 
 def _denoised(

@@ -6,7 +6,8 @@ Three processes of every trial import this module, so that it imports what is sl
 import shutil
 import tempfile
 import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,8 @@ from cadis_ray.config import Resources, Study, configuration
 from cadis_ray.packing import pack
 
 if TYPE_CHECKING:
+    from cadis_ray.data import Split
+    from cadis_ray.finetuning.denoised import Denoised, Denoising
     from cadis_ray.finetuning.trial import Worker
 
 # Without limits a trial whose workers find no place, or whose nodes are taken away again and again, never ends.
@@ -32,10 +35,10 @@ DRIVER = {
 
 
 class Pool(NamedTuple):
-    """The denoised pool in Ray's object store: ``train[epoch]`` (M, N, C, H, W) and ``validation`` (S, N, C, H, W),
-    float16 in [-1, 1]."""
+    """The denoised pool, float16 in [-1, 1]: ``train[epoch]`` (M, N, C, H, W), in Ray's object store, as M files, or
+    None where each trial denoises for itself; and ``validation`` (S, N, C, H, W) in the object store."""
 
-    train: list[ray.ObjectRef]
+    train: list[ray.ObjectRef | list[Path] | None]
     validation: ray.ObjectRef
 
 
@@ -116,6 +119,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
     from cadis_ray.finetuning.checkpoint import save_checkpoint
+    from cadis_ray.finetuning.denoised import make_denoising
     from cadis_ray.finetuning.epoch import NonFiniteLoss
     from cadis_ray.finetuning.trial import Worker, trial_epochs
     from cadis_ray.models.lora import trainable_parameters
@@ -135,8 +139,9 @@ def train_loop(config: dict[str, Any]) -> str | None:
         worker = Worker(device="cuda" if study.resources.gpus_per_worker else "cpu")
         send, resume = partial(_report_from_trial, config["folder"]), config["resume"]
     pool: Pool = config["pool"]
+    denoising = cache(partial(make_denoising, chosen, study.seed, worker.device))  # loaded where an epoch needs it
     epochs = trial_epochs(
-        chosen, data, lambda epoch: ray.get(pool.train[epoch]), ray.get(pool.validation),
+        chosen, data, partial(training_images, pool, data.train, denoising), ray.get(pool.validation),
         seed=study.seed, worker=worker, resume=Path(resume) if resume else None,
         racing=study.scheduler.name == "racing",
     )  # fmt: skip
@@ -162,6 +167,16 @@ def train_loop(config: dict[str, Any]) -> str | None:
     except NonFiniteLoss as problem:
         return str(problem)
     return None
+
+
+def training_images(pool: Pool, train: "Split", denoising: Callable[[], "Denoising"], epoch: int) -> "Denoised":
+    """An epoch's denoised images of ``train``, from where the pool has them; ``denoising`` makes what it has not."""
+    from cadis_ray.finetuning.denoised import Filed, Fresh
+
+    held = pool.train[epoch]
+    if held is None:
+        return Fresh(denoising(), train, epoch)
+    return Filed(held) if isinstance(held, list) else ray.get(held)
 
 
 def _train_worker() -> "Worker":

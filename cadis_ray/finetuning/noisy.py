@@ -9,8 +9,6 @@ from torch import Tensor
 
 from cadis_ray.smoothing.noise import Stream, gaussian
 
-EPOCH_BITS = 16  # a training sample is epoch * 2**16 + index of the noise
-
 
 @dataclass(frozen=True)
 class Noisy:

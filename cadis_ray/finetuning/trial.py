@@ -14,9 +14,10 @@ from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
 from cadis_ray.finetuning.cost import Cost
+from cadis_ray.finetuning.denoised import EPOCH_BITS, Denoised
 from cadis_ray.finetuning.epoch import Batch, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
-from cadis_ray.finetuning.noisy import EPOCH_BITS, Noisy
+from cadis_ray.finetuning.noisy import Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
 from cadis_ray.smoothing.estimate import next_samples
@@ -57,7 +58,7 @@ class Epoch:
 def trial_epochs(
     configuration: Configuration,
     data: DataSet,
-    denoised_train: Callable[[int], np.ndarray],
+    denoised_train: Callable[[int], Denoised],
     denoised_validation: np.ndarray,
     *,
     seed: int,
@@ -158,7 +159,7 @@ def _summed(value: float, worker: Worker) -> float:
 def _batches(
     train: Split,
     augmentation: Augmentation,
-    denoised: Draws,
+    denoised: Denoised,
     settings: FineTuning,
     seed: int,
     epoch: int,
@@ -174,7 +175,7 @@ def _batches(
         yield [
             Batch(
                 (2 * train.augmented(part, epoch, seed, augmentation) - 1).to(worker.device),
-                torch.from_numpy(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
+                torch.as_tensor(denoised[: settings.num_noises, part]).to(worker.device, torch.float32),
                 train.labels[part].to(worker.device),
                 scale=len(part) * worker.world / len(rows),
             )
