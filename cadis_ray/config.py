@@ -193,8 +193,8 @@ class FineTuning(Section):
     ``recipe`` ft_cadis and denoised_ce train on denoised images; gaussian (Cohen et al. 2019), smoothadv (Salman et
     al. 2019), peft_smoothing and black_box_prompt (PEFTSmoothing) on x + noise, whose std is ``noise_sigma`` (None:
     sigma). ``adapter`` says what trains, with the head, whatever the recipe, but for black_box_prompt.
-    ``attack_radius`` is l2 on the [-1, 1] scale
-    for every recipe: twice a radius on [0, 1] pixels; smoothadv reaches it after ``attack_warmup_epochs``.
+    ``attack_radius`` is l2 on the [-1, 1] scale for every recipe, twice a radius on [0, 1] pixels; smoothadv reaches
+    it after ``attack_warmup_epochs``.
     ``batch_size``: of a step, over all workers and ``accumulation`` parts. ``stop_after``: epochs to take of a
     schedule of ``epochs``, None: all.
     """

@@ -16,6 +16,7 @@ from cadis_ray.run import read_study
 from cadis_ray.space import distributions
 from cadis_ray.summary import estimate_from
 
+VARIABLE = ("finetuning", "base_classifier", "black_box")
 COMPARED = ("data", "sigma", "denoiser", "classifier", "validation", "certification")
 
 
@@ -66,7 +67,7 @@ def _differences(one: Study, other: Study) -> list[str]:
         if one.space[path].when != other.space[path].when:
             different.append(f"{path} (when)")
     always_drawn = {path for path, part in one.space.items() if not part.when}
-    for path in _leaves(ours["finetuning"], "finetuning"):
+    for path in [leaf for key in VARIABLE for leaf in _leaves(ours[key], key)]:
         values = [reduce(lambda node, key: node[key], path.split("."), base) for base in (ours, theirs)]
         if path not in always_drawn and values[0] != values[1]:
             different.append(path)

@@ -29,6 +29,20 @@ def smoothed(folder: Path) -> Smoothed:
     return load_smoothed(folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_classifier.kind": "classify"},
+        {"base_classifier.kind": "local_smoothing"},
+        {"finetuning.recipe": "ft_cadis", "finetuning.adapter": "prompt"},
+    ],
+)
+def test_what_the_folder_cannot_hold_is_refused(tmp_path: Path, changes: dict) -> None:
+    with pytest.raises(UsageError, match="cannot be saved so yet"):
+        save_smoothed(tmp_path / "new", BASE, changed(BASE, changes), None)
+    assert not (tmp_path / "new").exists()
+
+
 def engine_votes(seed: int) -> dict[Stream, np.ndarray]:
     """(5, 11) of each stream, of the same model by the engine's actor."""
     count = Count(Request(BASE, {"model": Model(BASE, None)}, seed), 64, "cpu", 1)

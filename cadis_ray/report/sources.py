@@ -134,7 +134,8 @@ def _parameters(own: Configuration) -> dict[str, Any]:
     if own.finetuning.recipe == "none":
         raw["finetuning"] = {"recipe": "none"}
     elif own.finetuning.recipe != "ft_cadis":
-        raw["finetuning"] = {key: value for key, value in tuning.items() if key not in OBJECTIVE}
+        unused = OBJECTIVE - {"attack_radius", "attack_steps"} if own.finetuning.recipe == "smoothadv" else OBJECTIVE
+        raw["finetuning"] = {key: value for key, value in tuning.items() if key not in unused}
     return dict(_flat(raw))
 
 
