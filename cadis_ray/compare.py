@@ -35,9 +35,18 @@ class Format(StrEnum):
 
 
 def compare(
-    paths: Annotated[list[Path], typer.Argument(help="The folder of a run, or of certify; with --logs, logs.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="The folder of a run, or of certify; with --logs, logs.")
+    ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="The paths are certification logs (TSV).")] = False,
     sigma: Annotated[float | None, typer.Option(help="Of all logs. Default: as their file names say.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Of MLflow: all its runs that have ended.")] = None,
+    runs: Annotated[
+        str | None, typer.Option(help="Of the experiment only these, as digits-1a2b3c4d,digits-5e6f7a8b.")
+    ] = None,
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Where MLflow is.")
+    ] = "sqlite:///mlflow.db",
     format: Annotated[Format, typer.Option(help="json: a list of rows, unrounded.")] = Format.TABLE,
     radii: Annotated[str | None, typer.Option(help="As 0,0.25,0.5. Default: the run's; logs: 0 to 1.5.")] = None,
     published: Annotated[
@@ -58,6 +67,8 @@ def compare(
 
       python -m cadis_ray.compare runs/digits-1a2b3c4d --published CIFAR-10 --format html --out compare.html
 
+      python -m cadis_ray.compare --experiment digits --tracking http://127.0.0.1:5000
+
       python -m cadis_ray.compare sync runs/digits-1a2b3c4d
 
     What a search estimated has a table of its own: an estimate is no certificate. With --published, json is an object
@@ -65,12 +76,18 @@ def compare(
     """
     if sigma is not None and not (logs and 0 < sigma < math.inf):
         raise UsageError(f"--sigma: got {sigma}; need a number > 0, and --logs: a run has its own")
-    if not logs and len(paths) != 1:
-        raise UsageError(f"got {len(paths)} folders; give one, or --logs with certification logs")
+    paths = paths or []
+    if (experiment is not None and (paths or logs)) or (experiment is None and not logs and len(paths) != 1):
+        raise UsageError(f"got {len(paths)} folders; give one, or --logs with certification logs, or --experiment")
+    if runs is not None and experiment is None:
+        raise UsageError("--runs: names runs of an --experiment; give it too")
     asked = None if radii is None else _radii(radii)
     from cadis_ray.report.sources import read_logs, read_run
 
-    comparison = read_logs(paths, sigma) if logs else read_run(paths[0])
+    if experiment is not None:
+        comparison = _experiment(experiment, runs, tracking)
+    else:
+        comparison = read_logs(paths, sigma) if logs else read_run(paths[0])
     comparison = replace(
         comparison, radii=asked or comparison.radii, baseline=comparison.baseline if baseline is None else baseline
     )
@@ -104,6 +121,16 @@ def sync(
     uri = address(study, folder)
     where = without_secrets(uri, uri)
     print(f"{folder}: {trials} trials and baselines are in MLflow at {where}; {sent} things were missing, all are sent")
+
+
+def _experiment(name: str, runs: str | None, tracking: str) -> "Comparison":
+    import tempfile
+
+    from cadis_ray.report.sources import read_runs
+    from cadis_ray.tracked_runs import bring
+
+    with tempfile.TemporaryDirectory() as folder:
+        return read_runs(name, bring(tracking, name, runs.split(",") if runs else (), Path(folder)))
 
 
 def _radii(text: str) -> tuple[float, ...]:

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from cadis_ray.compare import compare
 from cadis_ray.config import load_study
 from cadis_ray.errors import CadisError, IntegrityError, UsageError
+from cadis_ray.report.comparison import differences
 from cadis_ray.report.files import write_result
 from cadis_ray.report.page import write_report
+from cadis_ray.report.sources import read_run, read_runs
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.run import STUDY, open_folder, records
 
@@ -170,6 +172,17 @@ def test_a_run_shows_certificates_estimates_and_differences_to_its_first_baselin
     assert "trial-0001 failed: <b>out of memory</b>" in estimates
 
 
+def test_models_of_several_runs_are_told_apart_and_have_one_baseline(finished):
+    folder, result = finished
+    one = {row.name: row for row in read_run(folder).models}
+    both = read_runs("mine", {"a": folder, "b": folder})
+    assert [model.name for model in both.models] == [f"{run}/{name}" for run in "ab" for name in one]
+    assert (both.dataset, both.winner, both.baseline) == ("digits", None, f"a/{result.trials[0].name}")
+    gaps = differences(both)
+    assert gaps[f"b/{result.trials[0].name}"].mean == 0
+    assert gaps["a/trial-0000"].mean == gaps["b/trial-0000"].mean > 0
+
+
 def test_changed_certificates_are_found_out(finished, tmp_path: Path):
     folder, result = finished
     copy = tmp_path / "copy"
@@ -236,6 +249,8 @@ def test_the_page_goes_to_a_file_and_holds_both_figures(tmp_path: Path):
         (["a.tsv", "a.tsv", "--logs"], "given twice"),
         (["a.tsv", "b.tsv"], "give one, or --logs"),
         (["."], "not a run's folder"),
+        ([".", "--experiment", "digits"], "give one, or --logs with certification logs, or --experiment"),
+        ([".", "--runs", "a"], "names runs of an --experiment"),
         (["a.tsv", "--logs", "--radii", "0,x"], "--radii: got '0,x'"),
         (["a.tsv", "--logs", "--radii", "0.5,.5"], "different numbers"),
         (["a.tsv", "--logs", "--radii", "nan"], "--radii"),

@@ -1,8 +1,9 @@
-"""What there is to compare: the finished run of a study, what ``certify`` wrote, and logs of other programs."""
+"""What there is to compare: finished runs of studies, what ``certify`` wrote, and logs of other programs."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,25 @@ def read_run(folder: Path) -> Comparison:
     baselines = {m.trial.number: m.name for m in models if m.certified and m.trial and m.trial.baseline}
     first = baselines[min(baselines)] if baselines else None
     return Comparison(study.name, study.base.data.name, tuple(models), settings.radii, result["winner"], first)
+
+
+def read_runs(name: str, folders: Mapping[str, Path]) -> Comparison:
+    """Runs together: where they are several, models are RUN/NAME, compared to the first run's baseline, and none is
+    the winner. Raises as ``read_run``."""
+    runs = {run: read_run(folder) for run, folder in folders.items()}
+    if len(runs) == 1:
+        return replace(*runs.values(), name=name)
+    models = [
+        replace(model, name=f"{run}/{model.name}",
+                trial=model.trial and replace(model.trial, name=f"{run}/{model.name}"))
+        for run, found in runs.items()
+        for model in found.models
+    ]  # fmt: skip
+    data_sets, (first, shown) = {found.dataset for found in runs.values()}, next(iter(runs.items()))
+    baseline = None if shown.baseline is None else f"{first}/{shown.baseline}"
+    return Comparison(
+        name, data_sets.pop() if len(data_sets) == 1 else None, tuple(models), shown.radii, None, baseline
+    )
 
 
 def _certified_models(folder: Path, request: Mapping[str, Any]) -> Comparison:

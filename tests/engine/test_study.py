@@ -14,8 +14,10 @@ import pytest
 import torch
 from tests_engine import Cluster, small_study, write_study  # pyright: ignore[reportMissingImports]
 
+from cadis_ray.compare import Format, compare
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
+from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
 from cadis_ray.ledger import Ledger
 from cadis_ray.models.denoisers import load_denoiser
@@ -78,6 +80,23 @@ def test_result_and_outputs(finished: Run) -> None:
     assert "\x1b" not in finished.output
     assert str(finished.folder / "report.html") in finished.output
     assert not re.search(r"""(src|href)=["']?http|url\(http""", (finished.folder / "report.html").read_text())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
+def test_an_experiment_of_mlflow_compares_as_its_run_does(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare([finished.folder], format=Format.JSON)
+    own = json.loads(capsys.readouterr().out)
+    uri, out = f"sqlite:///{finished.folder}/mlflow.db", tmp_path / "rows.json"
+    compare(experiment="small", tracking=uri, runs="run", format=Format.JSON, out=out)
+    brought = json.loads(out.read_text())
+    assert own
+    assert own == brought
+    with pytest.raises(UsageError, match="--runs: got other; runs of small that have ended: run"):
+        compare(experiment="small", tracking=uri, runs="other", format=Format.JSON)
+    with pytest.raises(UsageError, match=r"--experiment: got 'large'; MLflow has .*small"):
+        compare(experiment="large", tracking=uri, format=Format.JSON)
 
 
 def test_a_loss_that_is_not_finite_fails_its_trial_at_once_and_only_that(finished: Run) -> None:
