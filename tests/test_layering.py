@@ -52,7 +52,9 @@ def test_ray_mlflow_and_pickles_each_stay_in_their_place() -> None:
         tree = ast.parse(file.read_text())
         used = {name.split(".")[0] for name in imports(tree)}
         assert "ray" not in used or place.startswith("engine/"), place
-        assert "mlflow" not in used or place in ("tracked.py", "tracked_model.py", "tracked_runs.py", "pyfunc.py"), place
+        assert "mlflow" not in used or place in ("tracked.py", "tracked_model.py", "tracked_runs.py", "pyfunc.py"), (
+            place
+        )
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

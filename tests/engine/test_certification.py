@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
@@ -304,10 +303,8 @@ def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> 
     ended(start("one", "--actors", 1))
     driver = start("three", "--actors", 3)
     until_counted(driver, "three")
-    actors = subprocess.run(
-        ["pgrep", "-f", "ray::MapWorker"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(actors[0]), signal.SIGKILL)
+    actors = [p for p in psutil.Process().children(recursive=True) if "ray::MapWorker" in " ".join(p.cmdline())]
+    actors[0].kill()
     ended(driver)
     driver = start("two", "--actors", 2)
     until_counted(driver, "two")
