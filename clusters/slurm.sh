@@ -34,24 +34,7 @@ bin=$SLURM_SUBMIT_DIR/.venv/bin
 "$bin/python" -c 'import ray, sys; found = ray.__version__, sys.version_info[:2];
 sys.exit(found != ("2.60.0", (3, 11)) and f"found {found}")'
 
-# A token of this job's own, in a file that every machine sees; only its path is ever passed on.
-mkdir -p "$HOME/.ray"
 RAY_AUTH_TOKEN_PATH=$HOME/.ray/auth_token_$SLURM_JOB_ID
-"$bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
-export RAY_AUTH_TOKEN_PATH
-export RAY_AUTH_MODE=token
-export RAY_USAGE_STATS_ENABLED=0
-# srun does not inherit it since Slurm 22.05.
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-
-# The head's address is explicit: a Ray found by itself could be another job's. So is the port, which follows the job.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-ip=$(getent ahostsv4 "$head" | awk '{print $1; exit}')
-port=$((20000 + SLURM_JOB_ID % 10000))
-# A folder of this job's own: /tmp/ray may belong to somebody else. Short, since sockets' paths hold 107 characters.
-scratch=/tmp/ray_$SLURM_JOB_ID
-echo "head $head ($ip:$port), token in $RAY_AUTH_TOKEN_PATH"
-
 # Each pid is that of an srun, which passes SIGTERM on to its `ray start --block`; that ends its node and no other Ray.
 nodes=() driver=
 end() {
@@ -63,6 +46,24 @@ end() {
 trap end EXIT
 # Until there is a driver there is nothing to save.
 trap 'exit 143' TERM INT
+
+# A token of this job's own, in a file that every machine sees; only its path is ever passed on.
+mkdir -p "$HOME/.ray"
+"$bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
+export RAY_AUTH_TOKEN_PATH
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+# srun does not inherit it since Slurm 22.05.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+# The head's address is explicit: a Ray found by itself could be another job's. So is the port, which follows the job.
+# awk reads to the end: a reader that stops early would now and then kill the writer and, with pipefail, this script.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')
+ip=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
+port=$((20000 + SLURM_JOB_ID % 10000))
+# A folder of this job's own: /tmp/ray may belong to somebody else. Short, since sockets' paths hold 107 characters.
+scratch=/tmp/ray_$SLURM_JOB_ID
+echo "head $head ($ip:$port), token in $RAY_AUTH_TOKEN_PATH"
 
 common=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --temp-dir="$scratch" --block)
 srun --nodes=1 --ntasks=1 --nodelist="$head" \

@@ -315,7 +315,7 @@ esac
 def slurm(tmp_path: Path) -> dict[str, str]:
     """An environment in which slurm.sh runs with a pretended Slurm and Ray, which write down how they were called."""
     programs = {"bin/srun": SRUN, ".venv/bin/ray": RAY, ".venv/bin/python": PYTHON,
-                "bin/scontrol": "#!/bin/bash\nprintf 'first\\nsecond\\n'\n",
+                "bin/scontrol": "#!/bin/bash\necho first\nsleep .05\necho second\n",
                 "bin/getent": "#!/bin/bash\n[[ $2 == first ]] && echo '10.1.2.3 STREAM first'\n"}  # fmt: skip
     for name, text in programs.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -347,6 +347,14 @@ def test_slurm_starts_a_head_and_workers_with_a_token_and_keeps_the_study_s_exit
     assert "--exclude=first" in (tmp_path / "srun").read_text()
     assert list((tmp_path / ".ray").iterdir()) == []
     compile((tmp_path / "wait.py").read_text(), "wait.py", "exec")
+
+
+@pytest.mark.parametrize("program", ["scontrol", "getent", "srun"])
+def test_slurm_leaves_no_token_behind_when_it_fails_early(slurm: dict[str, str], tmp_path: Path, program: str) -> None:
+    (tmp_path / "bin" / program).write_text("#!/bin/bash\nexit 1\n")
+    (tmp_path / ".venv/bin/python").write_text(PYTHON.replace("until [[ -s $LOG/$name ]]; do :; done", "exit 1"))
+    assert subprocess.run(SLURM, env=slurm, capture_output=True, timeout=30).returncode == 1
+    assert list((tmp_path / ".ray").iterdir()) == []
 
 
 def test_slurm_s_signal_lets_the_study_save_before_its_nodes_end(slurm: dict[str, str], tmp_path: Path) -> None:
