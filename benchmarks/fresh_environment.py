@@ -62,7 +62,7 @@ def compare(run: Path, images: int, n: int, folder: Path) -> dict[str, object]:
     test, _ = certified_images(base)
     model = Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
     count = Count(Request(base, {row.name: model}, study.seed), 64, "cpu", 1)
-    item = {"rows": np.arange(images), "models": [row.name], "start": 0, "samples": 0}
+    item = {"rows": np.arange(images), "models": [row.name], "start": 0, "block": n}
     sizes = {Stream.SELECTION: N0, Stream.ESTIMATION: n}
     here = {s.name: next(iter(count(item | {"stream": int(s), "size": k})))["votes"][0] for s, k in sizes.items()}
 

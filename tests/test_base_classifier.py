@@ -72,7 +72,7 @@ def test_a_trial_and_the_certification_count_the_same_votes(kind: str, data: Dat
     base = changed(chosen, {"certification.images": 10, "certification.mode": "estimate"})
     actor = Count(Request(base, {name: Model(of_kind(name), None) for name in KINDS}, SEED), 64, "cpu", 1)
     test, _ = certified_images(base)
-    item = {"rows": list(range(10)), "models": list(KINDS), "stream": 0, "start": 0, "size": SAMPLES, "samples": 0}
+    item = {"rows": list(range(10)), "models": list(KINDS), "stream": 0, "start": 0, "size": SAMPLES, "block": SAMPLES}
     (answer,) = actor(item)
     whole = DataSet("digits", 10, data.train, test, data.validation)
     denoised = pooled(base, test.images, test.ids)

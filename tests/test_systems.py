@@ -65,7 +65,7 @@ def test_all_are_certified_under_the_same_noise_with_keys_of_their_own(
     sources = {name: own[Stream.ESTIMATION] for name, own in sources_of(request, test).items()}
     assert len(set(sources.values())) == len(sources)
     assert len({source.denoiser for source in sources.values()}) == 2
-    item = {"rows": [0, 1], "stream": int(Stream.ESTIMATION), "start": 0, "size": 6, "samples": 12}
+    item = {"rows": [0, 1], "stream": int(Stream.ESTIMATION), "start": 0, "size": 6, "block": 6}
     actor = Count(request, 16, "cpu", 1)
     (together,) = actor(item | {"models": list(trained)})
     assert (together["votes"].sum(axis=2) == 6).all()

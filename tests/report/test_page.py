@@ -46,7 +46,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(result: StudyResult):
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     # The only address is the one in a trial's reason, and it is text.
     assert text.count("http:") == text.count("[z](http://a.b)") == 1
-    assert len([tag for tag, _ in page.found if tag == "svg"]) == 5
+    assert len([tag for tag, _ in page.found if tag == "svg"]) == 6
     assert "\x1b" not in text
 
 
@@ -70,7 +70,7 @@ def test_the_page_says_what_the_numbers_are(result: StudyResult):
 def test_markdown_shows_figures_that_are_there(result: StudyResult):
     write_report(result)
     links = re.findall(r"(?<!\\)!\[[^\]]*\]\(([^)]*)\)", (result.run_dir / "report.md").read_text())
-    assert len(links) == 5
+    assert len(links) == 6
     assert all((result.run_dir / link).read_text().startswith("<?xml") for link in links)
 
 

@@ -161,6 +161,7 @@ class BatchStatistics(nn.Module):
 def batch_statistics(patch: Patch, training: bool = True) -> None:
     made = tuple(replace(cell, classify=BatchStatistics(cell.classify).train(training)) for cell in cells())
     patch.setattr(battery, "cells", lambda device: made)
+    patch.setattr(battery, "cells_of_kinds", lambda device: ())  # would call .eval() on what it wraps
 
 
 # Defect, classifier that sees it, the statistics that must, replicates. As few as its power needs.

@@ -136,4 +136,4 @@ def test_addresses_out_of_range_are_refused(seed, images, samples):
 
 def test_an_unknown_stream_is_refused():
     with pytest.raises(ValueError, match="Stream"):
-        gaussian(0, 5, torch.tensor([0]), torch.tensor([0]), (4,))  # pyright: ignore[reportArgumentType]
+        gaussian(0, len(Stream), torch.tensor([0]), torch.tensor([0]), (4,))  # pyright: ignore[reportArgumentType]
