@@ -10,13 +10,14 @@ import numpy as np
 from cadis_ray.config import Configuration, Study, searched_paths
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.ledger import Ledger, TrialRow
-from cadis_ray.report.files import certificates_file
+from cadis_ray.report.files import certificates_file, read_examples
 from cadis_ray.report.logs import read_log
 from cadis_ray.report.sources import estimate_of
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.summary import metrics_of
 
 LEDGER, RESULT = "ledger.sqlite", "result.json"
 
@@ -45,7 +46,8 @@ def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
     accuracies. Certificates follow anew from the stored votes. Raises IntegrityError where files contradict.
     """
     ending = read_ending(run_dir)
-    estimates = {record["name"]: estimate_of(record.get("estimate")) for record in ending.get("table", [])}
+    search = ending.get("search", {})
+    said = {record["name"]: record for record in ending.get("table", [])}
     names = [record["name"] for record in ending.get("certificates", [])]
     stored = CountsStore(run_dir / "counts").load() if names else {}
     return StudyResult(
@@ -53,9 +55,14 @@ def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
         run_dir=run_dir,
         radii=study.base.certification.radii,
         searched=searched_paths(study),
-        trials=[_trial(study, ledger, row, estimates) for row in ledger.trials()],
+        trials=[_trial(study, ledger, row, said.get(row.name)) for row in ledger.trials()],
         winner=ending.get("winner"),
         certificates={name: _certificates(run_dir, study.base, name, stored) for name in names},
+        metrics=metrics_of(study.objective),
+        clean_limit=search.get("clean_limit"),
+        front=tuple(search.get("front", ())),
+        importance=search.get("importance", {}),
+        examples=read_examples(run_dir),
     )
 
 
@@ -71,10 +78,10 @@ def evidence_of(run_dir: Path, name: str) -> list[dict[str, Any]]:
     return records
 
 
-def _trial(study: Study, ledger: Ledger, row: TrialRow, estimates: Mapping[str, Estimate | None]) -> TrialResult:
+def _trial(study: Study, ledger: Ledger, row: TrialRow, said: Mapping[str, Any] | None) -> TrialResult:
     epochs = ledger.epochs(row.number)
-    estimate = estimates.get(row.name)
-    if row.name not in estimates and epochs and row.state != "failed":
+    estimate, recount = (estimate_of(said.get(key)) if said else None for key in ("estimate", "recount"))
+    if said is None and epochs and row.state != "failed":
         last = epochs[-1]
         acr, se, clean = (last.metrics[key] for key in ("acr", "acr_se", "clean"))
         images, samples = len(last.counts), int(last.counts[0].sum())
@@ -82,7 +89,7 @@ def _trial(study: Study, ledger: Ledger, row: TrialRow, estimates: Mapping[str, 
     return TrialResult(
         row.number, row.name, row.baseline is not None, row.state, row.reason, row.parameters, estimate,
         [epoch.metrics | {"epoch": epoch.epoch} for epoch in epochs], row.trainable_parameters,
-        row.ended - row.started if row.ended else None,
+        row.ended - row.started if row.ended else None, recount,
     )  # fmt: skip
 
 

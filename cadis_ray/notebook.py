@@ -1,7 +1,6 @@
 """A run in a notebook: pandas frames, figures, and a page of its own."""
 
 import html
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from matplotlib.figure import Figure
 
 from cadis_ray.config import Study
 from cadis_ray.finished import open_ledger, read_result
-from cadis_ray.report import figures
-from cadis_ray.report.page import summary
+from cadis_ray.report.page import drawn_figures, summary
 from cadis_ray.report.table import (
     certificate_records,
     certificates_table,
@@ -22,12 +20,6 @@ from cadis_ray.report.table import (
 )
 from cadis_ray.results import StudyResult
 from cadis_ray.run import read_study
-
-FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
-    "certified_accuracy": figures.certified_accuracy,
-    "estimates": figures.estimates,
-    "learning_curves": figures.learning_curves,
-}
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,10 @@ class Run:
         }
         return pd.concat(parts, names=["name"]) if parts else pd.DataFrame(columns=[*columns])
 
-    def figure(self, name: str) -> Figure:
-        """One of ``FIGURES``. Raises KeyError for another name."""
-        return FIGURES[name](self.result)
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The report's figures by name."""
+        return drawn_figures(self.result)
 
     def _repr_html_(self) -> str:
         parts = [

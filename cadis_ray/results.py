@@ -74,12 +74,31 @@ class Certificates:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What the base classifier of the model ``name`` was shown of some test images, one row an image.
+
+    ``clean``, ``noisy`` and ``seen``, which is the denoised image where the model has a denoiser: (N, H, W, C) uint8,
+    clamped. ``confidence``: its softmax for ``predict``, on ``seen``. The surest right answers, then the surest wrong.
+    """
+
+    name: str
+    idx: np.ndarray
+    label: np.ndarray
+    predict: np.ndarray
+    confidence: np.ndarray
+    clean: np.ndarray
+    noisy: np.ndarray
+    seen: np.ndarray
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """Everything the outputs are made of. ``winner`` is a trial's name; certificates go by trial or baseline.
 
     ``metrics``: what was maximised, "acr", "clean" or the radius of a certified accuracy. ``clean_limit``: the least
     feasible clean accuracy by the search's estimates. ``front``: the names on the Pareto front by these.
-    ``importance``: of each parameter for the first metric, the largest first; shares that sum to 1.
+    ``importance``: of each parameter for the first metric, the largest first; shares that sum to 1. ``examples``: what
+    the winner was shown.
     """
 
     name: str
@@ -93,3 +112,4 @@ class StudyResult:
     clean_limit: float | None = None
     front: tuple[str, ...] = ()
     importance: dict[str, float] = field(default_factory=dict)
+    examples: Examples | None = None

@@ -51,7 +51,7 @@ def summarise(study: Study, run_dir: Path, trials: list[TrialResult], recounts: 
         trials=[replace(trial, recount=recounts.get(trial.name)) for trial in trials],
         winner=best.name if best else None,
         certificates={},
-        metrics=tuple(m if isinstance(m, str) else m.certified_accuracy for m in study.objective.metrics),
+        metrics=metrics_of(study.objective),
         clean_limit=_limit(trials, study.objective),
         front=tuple(trial.name for trial in front),
     )
@@ -73,6 +73,11 @@ def finalists(trials: list[TrialResult], objective: Objective, count: int) -> li
         chosen += front
         rest = [trial for trial in rest if trial not in front]
     return chosen[:count]
+
+
+def metrics_of(objective: Objective) -> tuple[str | float, ...]:
+    """Its metrics as ``StudyResult`` has them."""
+    return tuple(metric if isinstance(metric, str) else metric.certified_accuracy for metric in objective.metrics)
 
 
 def scores(objective: Objective, found: Estimate) -> tuple[float, ...]:

@@ -79,7 +79,7 @@ def test_frames_say_what_the_files_do(run_dir: Path) -> None:
     assert (frame.radius * frame.correct).mean() == pytest.approx(stored["certificates"][0]["acr@400"], abs=1e-12)
     c = run.result.certificates[NAME]
     assert (c.estimation.sum(axis=1) == 400).all()
-    drawn = run.figure("certified_accuracy").axes[0].lines[0].get_ydata()
+    drawn = run.figures["certified_accuracy"].axes[0].lines[0].get_ydata()
     assert np.asarray(drawn)[0] == pytest.approx(100 * frame.correct[frame.radius > 0].sum() / 6)
 
 

@@ -16,13 +16,14 @@ from cadis_ray.data import load
 from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
 from cadis_ray.engine.certification import certify_models, estimate_models
 from cadis_ray.engine.cluster import cluster, machines
+from cadis_ray.engine.examples import examples_of
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
 from cadis_ray.importance import importance
 from cadis_ray.ledger import Ledger
 from cadis_ray.provenance import commit, hardware, versions
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.summary import summarise, to_recount, trial_results
 
@@ -50,8 +51,8 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
             shutil.rmtree(run_dir / "pool")  # nothing trains any more
         trials = trial_results(study, ledger, labels)
         result = summarise(study, run_dir, trials, _recount(study, run_dir, ledger, trials, progress))
-        certificates = _certify(study, run_dir, ledger, result, progress)
-    return replace(result, certificates=certificates, importance=importance(study, trials))
+        result = _certify(study, run_dir, ledger, result, progress)
+    return replace(result, importance=importance(study, trials))
 
 
 def _recount(
@@ -65,17 +66,16 @@ def _recount(
     return estimate_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
 
 
-def _certify(
-    study: Study, run_dir: Path, ledger: Ledger, result: StudyResult, progress: Progress
-) -> dict[str, Certificates]:
-    """Certificates of the winner and of every baseline that ended well; none without a winner."""
+def _certify(study: Study, run_dir: Path, ledger: Ledger, result: StudyResult, progress: Progress) -> StudyResult:
+    """With certificates of the winner and of every baseline that ended well; none without a winner."""
     if result.winner is None:
-        return {}
+        return result
     baselines = [trial.name for trial in result.trials if trial.baseline and trial.state == "complete"]
     request = Request(study.base, _models(study, ledger, [result.winner, *baselines]), study.seed)
     certificates = certify_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
     write_evidence(run_dir, request, certificates, "cuda" if study.resources.gpus_per_actor else "cpu")
-    return certificates
+    examples = examples_of(request, result.winner, run_dir, study.resources)
+    return replace(result, certificates=certificates, examples=examples)
 
 
 def _models(study: Study, ledger: Ledger, names: Iterable[str]) -> dict[str, Model]:

@@ -1,24 +1,30 @@
 """Files that outlive a run: written whole or not at all; certificates as the field's tools have them."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import BadZipFile
 
-from cadis_ray.errors import EnvironmentProblem
+import numpy as np
+
+from cadis_ray.errors import EnvironmentProblem, IntegrityError
 from cadis_ray.files import write_atomically
-from cadis_ray.results import Certificates
+from cadis_ray.results import Certificates, Examples
+
+EXAMPLES = "examples.npz"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``path``, and its folder where it is missing, so that a reader never sees a part of the text.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``path``, and its folder where it is missing, so that a reader never sees a part of the content.
 
     Raises ``EnvironmentProblem`` where the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as file:
-            file.write(text.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise EnvironmentProblem(
             f"{path}: cannot be written: {error.strerror}; make room or permit it, then resume the run"
@@ -51,6 +57,25 @@ def write_certificates(run_dir: Path, certificates: dict[str, Certificates], win
         write_whole(certificates_file(run_dir, name), certificates_tsv(rows))
         if name == winner:
             write_whole(run_dir / "certificates.tsv", certificates_tsv(rows))
+
+
+def write_examples(run_dir: Path, examples: Examples) -> None:
+    """Write them into the folder of a run, whole or not at all."""
+    held: dict[str, Any] = vars(examples)
+    file = io.BytesIO()
+    np.savez_compressed(file, **held)
+    write_whole(run_dir / EXAMPLES, file.getvalue())
+
+
+def read_examples(run_dir: Path) -> Examples | None:
+    """What ``write_examples`` wrote; None where nothing was. Raises IntegrityError for a damaged file."""
+    try:
+        with (run_dir / EXAMPLES).open("rb") as file, np.load(file, allow_pickle=False) as held:
+            return Examples(**{key: held[key] for key in held.files if key != "name"}, name=str(held["name"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise IntegrityError(f"{run_dir / EXAMPLES}: damaged ({error}); remove it and resume the run") from error
 
 
 def certificates_file(run_dir: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from cadis_ray.report import figures
+from cadis_ray.report.example_figure import example_grid
 from cadis_ray.report.files import write_certificates, write_whole
 from cadis_ray.report.search_section import finalists, search_sections
 from cadis_ray.report.table import (
@@ -40,6 +41,12 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; padding: .5rem; max-width: 46rem; }
 figure svg { display: block; width: 100%; height: auto; }
 """
+IMAGES = (
+    "Some test images, each with one noise: those on which the winner's base classifier is surest, half of them wrong"
+    " where there are so many. Below stand the class that it takes the image for and its confidence, the softmax. A"
+    " denoised image that shows another class than the clean one is hallucinated: the denoiser made it of the noise,"
+    " and no classifier can tell. These are examples, chosen as such, not a sample of the data set."
+)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -60,12 +67,21 @@ def write_report(result: StudyResult) -> None:
     fetched from elsewhere and every name is escaped.
     """
     sections = _sections(result)
-    drawn = {name: figures.svg(figure) for section in sections for name, figure in section.figures.items()}
+    drawn = {name: figures.svg(figure) for name, figure in _figures(sections).items()}
     write_certificates(result.run_dir, result.certificates, result.winner)
     for name, text in drawn.items():
         write_whole(result.run_dir / "figures" / f"{name}.svg", text)
     write_whole(result.run_dir / "report.md", _markdown(result, sections))
     write_whole(result.run_dir / "report.html", _html(result, sections, drawn))
+
+
+def drawn_figures(result: StudyResult) -> dict[str, Figure]:
+    """The report's figures by name: those that the result has something to show in."""
+    return _figures(_sections(result))
+
+
+def _figures(sections: list[Section]) -> dict[str, Figure]:
+    return {name: figure for section in sections for name, figure in section.figures.items()}
 
 
 def summary(result: StudyResult) -> str:
@@ -115,6 +131,8 @@ def _sections(result: StudyResult) -> list[Section]:
         }
         table = certificates_table(result)
         parts.insert(0, Section("Certificates", tuple(_meaning(result)), table, curve))
+    if result.examples:
+        parts.append(Section("Images", (IMAGES,), None, {"images": example_grid(result.examples)}))
     return parts
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests_engine import Cluster, small_study, write_study  # pyright: ignore[reportMissingImports]
 
+import cadis_ray
 from cadis_ray.compare import Format, compare
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
@@ -77,6 +78,10 @@ def test_result_and_outputs(finished: Run) -> None:
     recounts = {row["name"]: row["recount"]["acr@120"] for row in result["table"] if "recount" in row}
     assert result["search"]["finalists"] == sorted(recounts, key=lambda name: -recounts[name])
     assert result["winner"] == result["search"]["finalists"][0]
+    run = cadis_ray.load(finished.folder)
+    assert run.result.examples is not None
+    assert run.result.examples.name == result["winner"]
+    assert set(run.figures) == {path.stem for path in (finished.folder / "figures").iterdir()}
     assert "\x1b" not in finished.output
     assert str(finished.folder / "report.html") in finished.output
     assert not re.search(r"""(src|href)=["']?http|url\(http""", (finished.folder / "report.html").read_text())
