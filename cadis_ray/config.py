@@ -382,10 +382,10 @@ class Objective(Section):
 class Sampler(Section):
     """Optuna's sampler; ``startup`` trials of tpe and gp are drawn at random before the model is trusted.
 
-    ``grid``: every combination of the choices once. ``population``: of a generation of nsga2.
+    ``grid``: every combination of the choices once. ``population``: of a generation of nsga2 and cma_es.
     """
 
-    name: Literal["tpe", "gp", "random", "grid", "nsga2"] = "tpe"
+    name: Literal["tpe", "gp", "random", "grid", "nsga2", "cma_es"] = "tpe"
     startup: Annotated[int, Field(ge=0)] = 5
     population: Annotated[int, Field(ge=2)] = 16
 

@@ -9,7 +9,7 @@ from cadis_ray.explain import Finding, findings, got, section
 from cadis_ray.space import grid
 from cadis_ray.strict_yaml import KeyPath
 
-RELATIVE = ("gp", "nsga2")  # they model parameters that every trial has, and draw the others at random
+RELATIVE = ("gp", "nsga2", "cma_es")  # they model parameters that every trial has, and draw the others at random
 
 
 def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> Iterator[Finding]:
@@ -20,6 +20,8 @@ def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> I
     if "objective" not in faulty:
         objective = Objective.model_validate(section(raw, "objective"))
         yield from _objective(objective, section(raw, "baselines"), values.get("certification.radii"))
+        if section(raw, "sampler").get("name") == "cma_es" and len(objective.metrics) > 1:
+            yield Finding(("sampler", "name"), "got cma_es, which knows one metric; need nsga2, tpe or gp for two")
         scheduler = section(raw, "scheduler").get("name", "none")
         if scheduler != "none" and objective.metrics != ("acr",):
             text = f"got {scheduler!r}; need 'none': {scheduler} compares trials by acr alone"
@@ -34,7 +36,7 @@ def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> I
         if images is not None and available is not None and images > available:
             yield Finding(("finalists", "images"), f"got {images}; need at most data.validation = {available}")
     if not faulty & {"space", "sampler", "trials"}:
-        yield from _sampler(raw, Sampler.model_validate(section(raw, "sampler")).name)
+        yield from _sampler(raw, Sampler.model_validate(section(raw, "sampler")))
     if "resources" not in faulty:
         yield from _resources(Resources.model_validate(section(raw, "resources")))
     if "warm_start" not in faulty:
@@ -67,8 +69,11 @@ def _resources(resources: Resources) -> Iterator[Finding]:
             yield Finding(("resources", key), f"got {gpus:g}; need a whole number, or a share of one GPU")
 
 
-def _sampler(raw: Any, name: str) -> Iterator[Finding]:
-    given = section(raw, "space")
+def _sampler(raw: Any, sampler: Sampler) -> Iterator[Finding]:
+    given, name = section(raw, "space"), sampler.name
+    if name == "cma_es" and sampler.population < 4:
+        text = f"got {sampler.population}; need 4 or more where the sampler is cma_es: it learns from the better half"
+        yield Finding(("sampler", "population"), text)
     if any(findings(Distribution, part) for part in given.values()):
         return
     space = {path: Distribution.model_validate(part) for path, part in given.items()}

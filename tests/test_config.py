@@ -498,6 +498,11 @@ def test_data_that_can_be_are_read(tmp_path: Path) -> None:
     assert "in_channels: got 1 channels; need in_channels: 3, as parquet has" in problem
 
 
+def test_cma_es_is_refused_for_two_metrics(tmp_path: Path) -> None:
+    text = VALID.replace("name: tpe", "name: cma_es").replace("{maximise: acr}", "{maximise: [acr, clean]}")
+    assert any("got cma_es, which knows one metric; need nsga2" in line for line in refusal(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("given", "replaced", "said"),
     [
@@ -509,6 +514,8 @@ def test_data_that_can_be_are_read(tmp_path: Path) -> None:
         ("{maximise: acr}", "{maximise: acr, clean_at_least: {baseline: x}}", "need the name of a baseline: off_the"),
         ("name: tpe", "name: gp", "space.finetuning.lora.r.when: sampler gp models no conditional parameter"),
         ("name: tpe", "name: nsga2", "space.finetuning.lora.r.when: sampler nsga2 models no conditional"),
+        ("name: tpe", "name: cma_es", "space.finetuning.lora.r.when: sampler cma_es models no conditional"),
+        ("name: tpe", "name: cma_es, population: 3", "sampler.population: got 3; need 4 or more"),
         ("name: tpe", "name: grid", "space.finetuning.adv_weight: got a range; need choices"),
         ("seed: 7", "seed: 7\nwarm_start: [there]", "warm_start[0]: got text 'there'; need the absolute path"),
     ],
