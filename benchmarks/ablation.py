@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from cadis_ray.config import Configuration, Study, configuration, load_study
+from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.classifiers import Classifier
@@ -27,6 +27,7 @@ from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.metrics import acr, certified_accuracy, paired_difference
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.sampling import sample_votes
+from cadis_ray.trial_sections import Configuration
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 ABLATIONS = {

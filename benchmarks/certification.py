@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cadis_ray.certification import Model, Request
-from cadis_ray.config import Resources, changed, load_study
+from cadis_ray.config import changed, load_study
 from cadis_ray.console import Progress
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import count_models
@@ -37,6 +37,7 @@ from cadis_ray.engine.cluster import cluster
 from cadis_ray.models.architecture import architecture
 from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.denoisers import Denoiser, load_denoiser
+from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.sampling import Denoise, fastest_batch, sample_votes

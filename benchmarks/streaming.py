@@ -21,13 +21,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from cadis_ray.models.checkpoints import write_safetensors
-from cadis_ray.models.classifiers import load_classifier
-from cadis_ray.models.denoisers import make_denoiser
+from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.denoisers import Denoiser, make_denoiser
 
-CLASSES, SHARD = 10, 5000
+CLASSES, SHARD, SIGMA = 10, 5000, 0.5
 CLASSIFIER = {"img_size": 64, "patch_size": 16, "num_classes": CLASSES, "embed_dim": 32, "depth": 1, "num_heads": 2}
 DENOISER = {
     "image_size": 64, "num_channels": 32, "channel_mult": "1", "num_res_blocks": 1, "attention_resolutions": "",
@@ -59,24 +60,26 @@ def main() -> None:
 
 def write_study(folder: Path, images: int, side: int) -> tuple[Path, int]:
     """The study file, and how many bytes its test images have as float32."""
+    config = DENOISER | {"image_size": side}
+    classifier = load_classifier("timm", "vit_tiny_patch16_224", None, CLASSIFIER | {"img_size": side}, "half")
+    denoiser = make_denoiser("improved_diffusion", config).eval()
     rng = np.random.default_rng(0)
+    balance(classifier, denoiser, [jpeg(rng, side) for _ in range(200)])
     counts = {"train": 200, "test": images}
     for part, count in counts.items():
         shards = -(-count // SHARD)
         for shard in range(shards):
-            rows = min(SHARD, count - shard * SHARD)
-            table = pa.table({"image": [jpeg(rng, side) for _ in range(rows)], "label": np.arange(rows) % CLASSES})
+            made = [jpeg(rng, side) for _ in range(min(SHARD, count - shard * SHARD))]
+            labels = torch.cat([logits(classifier, denoiser, made[at : at + 250]) for at in range(0, len(made), 250)])
+            table = pa.table({"image": made, "label": labels.argmax(dim=1).numpy()})
             pq.write_table(table, folder / f"{part}-{shard:05}-of-{shards:05}.parquet", row_group_size=500)
-    config = CLASSIFIER | {"img_size": side}
-    classifier = load_classifier("timm", "vit_tiny_patch16_224", None, config, "half")
     write_safetensors(folder / "classifier.safetensors", classifier.backbone.state_dict())
-    config = DENOISER | {"image_size": side}
-    write_safetensors(folder / "denoiser.safetensors", make_denoiser("improved_diffusion", config).network.state_dict())
+    write_safetensors(folder / "denoiser.safetensors", denoiser.network.state_dict())
     study = folder / "study.yaml"
     study.write_text(json.dumps({
         "name": "streaming", "trials": 1, "space": {"finetuning.adv_weight": {"low": 1, "high": 2}},
         "base": {
-            "data": {"name": "parquet", "path": ".", "validation": 100, "test": images}, "sigma": 0.5,
+            "data": {"name": "parquet", "path": ".", "validation": 100, "test": images}, "sigma": SIGMA,
             "denoiser": {
                 "family": "improved_diffusion", "checkpoint": "denoiser.safetensors", "config": config,
             },
@@ -90,6 +93,21 @@ def write_study(folder: Path, images: int, side: int) -> tuple[Path, int]:
         },
     }))  # fmt: skip
     return study, images * 3 * side * side * 4
+
+
+@torch.inference_mode()
+def logits(classifier: Classifier, denoiser: Denoiser, images: list[bytes]) -> torch.Tensor:
+    """(N, K) for clean images: their largest are the labels, since a classifier that knows none is refused."""
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in images])
+    clean = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    return classifier(denoiser.denoise(clean, torch.zeros_like(clean), SIGMA))
+
+
+def balance(classifier: Classifier, denoiser: Denoiser, images: list[bytes]) -> None:
+    """Move the head so that no class is the answer to all images, as random weights have it."""
+    mean = logits(classifier, denoiser, images).mean(dim=0)
+    with torch.no_grad():
+        classifier.backbone.get_parameter("head.bias").sub_(mean)
 
 
 def jpeg(rng: np.random.Generator, side: int) -> bytes:

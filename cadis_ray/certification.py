@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cadis_ray.base_classifier import base_identity, view_identity, view_of
-from cadis_ray.config import Configuration, Finalists, schedule
 from cadis_ray.data import Split, load
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
 from cadis_ray.smoothing.modes import MODES, Mode, few_samples
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.trial_sections import Configuration, Finalists, schedule
 
 FOLDER, REQUEST = "certificates", "request.json"
 Sources = Mapping[Stream, Source]  # of one model

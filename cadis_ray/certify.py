@@ -13,7 +13,7 @@ from cadis_ray.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from cadis_ray.certification import Request
-    from cadis_ray.config import Resources
+    from cadis_ray.search_sections import Resources
 
 SAME = ("data", "sigma", "denoiser")
 
@@ -50,7 +50,7 @@ def certify(
 
       python -m cadis_ray.certify verify certified --recompute 1%
     """
-    from cadis_ray.config import Resources
+    from cadis_ray.search_sections import Resources
 
     if address == "auto":
         raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
@@ -98,8 +98,9 @@ def _request(checkpoints: list[Path], settings: dict[str, Any], seed: int | None
     """What to certify, all models with the first one's data, denoiser and sigma, changed by ``settings``."""
     from cadis_ray.certification import Model, Request
     from cadis_ray.checks import check_configuration
-    from cadis_ray.config import Configuration, changed, configuration, load_study
+    from cadis_ray.config import changed, configuration, load_study
     from cadis_ray.finetuning.checkpoint import RECORD, read_record
+    from cadis_ray.trial_sections import Configuration
 
     models: dict[str, Model] = {}
     seeds = []

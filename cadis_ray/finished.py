@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cadis_ray.config import Configuration, Study, searched_paths
+from cadis_ray.config import Study, searched_paths
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.report.files import certificates_file, read_examples
@@ -18,6 +18,7 @@ from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.summary import metrics_of
+from cadis_ray.trial_sections import Configuration
 
 LEDGER, RESULT = "ledger.sqlite", "result.json"
 

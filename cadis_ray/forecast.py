@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from cadis_ray.config import Configuration, FineTuning, Resources, Study, configuration, schedule, trial_values
+from cadis_ray.config import Study, configuration, trial_values
 from cadis_ray.errors import UsageError
 from cadis_ray.plan import Plan, plan
+from cadis_ray.search_sections import Resources
+from cadis_ray.trial_sections import Configuration, FineTuning, schedule
 
 STATED = (0.2, 0.5)  # of the peak, where nothing was measured: what vision networks reach with and without care
 STATE_BYTES = 3 * 4  # a weight and AdamW's two moments, in a checkpoint
@@ -98,9 +100,9 @@ def parse_hardware(text: str) -> tuple[str, int]:
 def forecast(study: Study, kind: str, count: int) -> Forecast:
     """Predict a study on ``count`` units, all of one ``kind``.
 
-    A searched number counts as the mean of its values, every image as attacked, no trial as stopped early, and a
-    sequential certificate as one with all its samples. Raises UsageError where the study's resources do not fit the
-    hardware, or it has no use for it.
+    A searched number counts as the mean of its values, every image as attacked, no trial as stopped early, a
+    sequential certificate as one with all its samples, and finalists with their first samples at least, all at most.
+    Raises UsageError where the study's resources do not fit the hardware, or it has no use for it.
     """
     from cadis_ray.finetuning.flops import flops_of  # torch takes seconds to import
 
@@ -110,7 +112,7 @@ def forecast(study: Study, kind: str, count: int) -> Forecast:
     for key, need in units.items():
         if not places[key]:
             raise UsageError(f"--hardware {kind}={count}: one {key} of the study's resources needs {need:g} of them")
-    adapter = max(trial_values(study, "finetuning.adapter"), key=["lora", "full"].index)
+    adapter = "full" if "full" in trial_values(study, "finetuning.adapter") else base.finetuning.adapter
     widest = base.model_copy(update={"finetuning": base.finetuning.model_copy(update={"adapter": adapter})})
     flops, rates = flops_of(widest, counted.image_shape), HARDWARE[kind]
 
@@ -121,16 +123,22 @@ def forecast(study: Study, kind: str, count: int) -> Forecast:
     pool = seconds(counted.pool_images * flops.denoiser, "float32")
     each = [
         _sum(
-            seconds(_training(chosen.finetuning, counted.train_images) * flops.classifier, chosen.finetuning.precision),
+            seconds(_training(chosen, counted.train_images) * flops.classifier, chosen.finetuning.precision),
             seconds(_validation(chosen) * flops.classifier, "float32"),
             seconds(_denoising(chosen.finetuning, counted) * flops.denoiser, "float32"),
         )
         for chosen in _trials(study)
     ]
     samples = counted.certification_passes // counted.certified_models
-    certification = seconds(
-        samples * (flops.denoiser + counted.certified_models * flops.classifier), base.certification.precision
+    voters = sum(map(_calls_a_vote, [base, *(configuration(study, changes) for changes in study.baselines.values())]))
+    first = counted.recount_passes * min(schedule(study.finalists.samples)) / counted.recount_samples
+    # One pass of the denoiser serves all models; how many images go on beyond the first samples only their votes tell.
+    operations = flops.denoiser / counted.recounted_models + flops.classifier
+    precision = base.certification.precision
+    recount = Range(
+        seconds(first * operations, precision).low, seconds(counted.recount_passes * operations, precision).high
     )
+    certification = seconds(samples * (flops.denoiser + voters * flops.classifier), precision)
     longest = Range(*(max(trial[end] for trial in each) / units["trial"] for end in (0, 1)))
     search = Range(*(sum(trial[end] for trial in each) for end in (0, 1)))
     between = ceil(len(each) / trials) * TRIAL_SECONDS[resources.workers_per_trial > 0] + STAGE_SECONDS
@@ -145,6 +153,7 @@ def forecast(study: Study, kind: str, count: int) -> Forecast:
                 Range(*(max(search[end] / trials / units["trial"], longest[end]) + between for end in (0, 1))),
                 trials * units["trial"],
             ),
+            _stage("finalists", recount, actors * units["actor"]),
             _stage("certification", certification, actors * units["actor"]),
         ),
         {
@@ -198,20 +207,30 @@ def _trials(study: Study) -> Iterator[Configuration]:
     yield from (configuration(study, changes) for changes in study.baselines.values())
 
 
-def _training(settings: FineTuning, images: int) -> float:
+def _training(chosen: Configuration, images: int) -> float:
     """Passes forward that a trial's training is worth: a loss is three, a step of the attack, whose weights need no
-    gradient, two."""
+    gradient, two; behind a black box there are only those forward."""
+    settings = chosen.finetuning
     if settings.recipe == "none":
         return 0.0
-    passes = 3.0
+    if settings.recipe == "black_box_prompt":
+        passes = 2.0 * settings.coordinator.averages
+    else:
+        passes = 3.0 + (settings.update_selection == "frozen")
     if settings.recipe == "ft_cadis" and settings.adv_weight > 0:
         passes += 3 + 2 * settings.attack_steps
-    passes += settings.update_selection == "frozen"
+    if settings.recipe == "smoothadv":
+        passes += 2 * settings.attack_steps
     return images * settings.last_epoch * settings.num_noises * passes
 
 
+def _calls_a_vote(chosen: Configuration) -> int:
+    return chosen.base_classifier.local_noises if chosen.kind == "local_smoothing" else 1
+
+
 def _validation(chosen: Configuration) -> float:
-    return max(chosen.finetuning.last_epoch, 1) * chosen.validation.images * max(schedule(chosen.validation.samples))
+    counted = chosen.validation.images * max(schedule(chosen.validation.samples)) * _calls_a_vote(chosen)
+    return max(chosen.finetuning.last_epoch, 1) * counted
 
 
 def _denoising(settings: FineTuning, counted: Plan) -> float:

@@ -15,7 +15,7 @@ from cadis_ray.models.architecture import Architecture, architecture
 from cadis_ray.strict_yaml import KeyPath
 
 if TYPE_CHECKING:
-    from cadis_ray.config import Distribution
+    from cadis_ray.search_sections import Distribution
 
 EMBEDDED = Path(__file__).parent / "models" / "embedded"
 PACKAGE, LOCAL, HUB = "package:", "local-dir:", "hf-hub:"

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cadis_ray.config import Configuration
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.files import digest
 from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
@@ -26,6 +25,7 @@ from cadis_ray.models.hub_export import hub_state
 from cadis_ray.provenance import versions
 from cadis_ray.rules import LOCAL, image_shape
 from cadis_ray.smoothing.certifier import Certified, certify_images
+from cadis_ray.trial_sections import Configuration
 
 RECORD, CLASSIFIER, DENOISER = "smoothed.json", "classifier.safetensors", "denoiser.safetensors"
 LAYOUT, PIPELINE = "classifier", "denoiser"  # folders: a hub's description of the classifier, a pipeline

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cadis_ray.config import Distribution
+from cadis_ray.search_sections import Distribution
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

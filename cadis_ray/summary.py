@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.config import Configuration, Metric, Objective, Study, searched_paths
+from cadis_ray.config import Study, searched_paths
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.results import Estimate, StudyResult, TrialResult
+from cadis_ray.search_sections import Metric, Objective
 from cadis_ray.smoothing.estimate import estimate
+from cadis_ray.trial_sections import Configuration
 
 ACR = Objective()
 

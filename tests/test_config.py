@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from cadis_ray import config, rules
-from cadis_ray.config import Distribution, configuration, fingerprint, load_study
+from cadis_ray.config import configuration, fingerprint, load_study
 from cadis_ray.errors import ExitCode, UsageError
+from cadis_ray.search_sections import Distribution
 
 BAD_INPUTS = sorted((Path(__file__).parent / "bad_inputs").glob("*.yaml"))
 VALID = """

@@ -5,7 +5,7 @@ import math
 import optuna
 import pytest
 
-from cadis_ray.config import Distribution
+from cadis_ray.search_sections import Distribution
 from cadis_ray.space import distributions, grid, suggest
 
 SPACE = {

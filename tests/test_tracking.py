@@ -12,11 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from cadis_ray import tracking
-from cadis_ray.config import Classifier, Configuration, Data, Denoiser, Distribution, Resources, Study, Tracking
+from cadis_ray.config import Study
 from cadis_ray.ledger import Ledger
 from cadis_ray.report.page import write_report
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.search_sections import Distribution, Resources, Tracking
+from cadis_ray.sections import Classifier, Data, Denoiser
 from cadis_ray.tracking import Outbox, sync
+from cadis_ray.trial_sections import Configuration
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what MLflow's own imports warn of is not ours

@@ -7,8 +7,8 @@ from typing import Any
 import ray.data
 
 from cadis_ray.allocator import keep_freed_memory
-from cadis_ray.config import Resources
 from cadis_ray.errors import CadisError
+from cadis_ray.search_sections import Resources
 
 
 def on_actors(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from cadis_ray.certification import Request
-from cadis_ray.config import Resources
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.examples import make_examples
 from cadis_ray.report.files import read_examples, write_examples
 from cadis_ray.results import Examples
+from cadis_ray.search_sections import Resources
 
 
 class Look:

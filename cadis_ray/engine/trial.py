@@ -15,9 +15,14 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.tune
+import ray.util
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup
 
-from cadis_ray.config import Resources, Study, configuration
+from cadis_ray.config import Study, configuration
+from cadis_ray.files import write_atomically
 from cadis_ray.packing import pack
+from cadis_ray.search_sections import Resources
 
 if TYPE_CHECKING:
     from cadis_ray.data import Split
@@ -52,6 +57,7 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
     from ray.tune.integration.ray_train import TuneReportCallback
 
     resources = study.resources
+    _release(Path(storage) / f"trial-{config['number']:04d}.placement_group")
     name = f"trial-{config['number']:04d}-{config['session']}"
     reports = TuneReportCallback()
     trainer = TorchTrainer(
@@ -88,6 +94,23 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
     if failed is not None:
         # Not an exception: of that Tune tells its callbacks no more than that there was one.
         ray.tune.report({"failed": failed, "epoch": 0, "acr": 0.0})
+
+
+def _hold(note: Path) -> None:
+    """Write down which placement group this trial's workers are in."""
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "Ray Train starts its workers in one"
+    with write_atomically(note) as file:
+        file.write(group.id.hex().encode())
+
+
+def _release(note: Path) -> None:
+    """Free what the workers of an earlier attempt at the trial had booked: if the node of Train's controller dies, its
+    placement group lives on with the job (ray 2.60; Train's own cleaner needs the dashboard, and one Ray a machine)."""
+    if note.exists():
+        identity = PlacementGroupID(bytes.fromhex(note.read_text()))
+        ray.util.remove_placement_group(PlacementGroup(identity))
+        note.unlink()
 
 
 def worker_bundle(resources: Resources) -> dict[str, float]:
@@ -132,6 +155,8 @@ def train_loop(config: dict[str, Any]) -> str | None:
     data = load(chosen.data)
     labels = data.validation.first(chosen.validation.images).labels.numpy()
     if study.resources.workers_per_trial:
+        if ray.train.get_context().get_world_rank() == 0:
+            _hold(config["folder"].with_name(f"trial-{config['number']:04d}.placement_group"))
         worker, send = _train_worker(), _report_from_worker
         latest = ray.train.get_checkpoint()
         resume = Path(latest.path) if latest else config["resume"]

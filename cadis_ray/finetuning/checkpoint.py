@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadis_ray.config import Configuration, identity
+from cadis_ray.config import identity
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.adapters import add_prompts, add_series
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
@@ -17,6 +17,7 @@ from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.coordinator import Coordinator
 from cadis_ray.models.lora import add_lora, load_trainable_state, merge_lora, trainable_state
 from cadis_ray.rules import image_shape
+from cadis_ray.trial_sections import Configuration
 
 WEIGHTS, OPTIMISER, RECORD = "classifier.safetensors", "optimiser.safetensors", "checkpoint.json"
 

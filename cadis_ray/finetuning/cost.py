@@ -4,8 +4,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from cadis_ray.base_classifier import view_of
-from cadis_ray.config import NOISY, Configuration
 from cadis_ray.models.black_box import BlackBoxModel
+from cadis_ray.trial_sections import NOISY, Configuration
 
 
 class Cost:

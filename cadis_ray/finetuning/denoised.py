@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cadis_ray.config import Configuration
 from cadis_ray.data import Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.trial_sections import Configuration
 
 EPOCH_BITS = 16  # a training sample is epoch * 2**16 + index of the noise
 

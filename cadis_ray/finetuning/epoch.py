@@ -13,7 +13,7 @@ from cadis_ray.finetuning.noisy_loss import gaussian_loss, smoothadv_loss
 from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
 
 if TYPE_CHECKING:
-    from cadis_ray.config import FineTuning
+    from cadis_ray.trial_sections import FineTuning
 
 
 class Batch(NamedTuple):

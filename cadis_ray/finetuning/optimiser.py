@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from cadis_ray.config import FineTuning
+    from cadis_ray.trial_sections import FineTuning
 
 # The block a parameter lies in: the longest prefix that ends in a number after one of these names.
 BLOCK = re.compile(r".*\b(?:blocks|layers?)\.\d+\.")

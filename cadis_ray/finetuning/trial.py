@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.base_classifier import as_base, view_of
-from cadis_ray.config import NOISY, Configuration, FineTuning, schedule
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
@@ -23,6 +22,7 @@ from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
 from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
+from cadis_ray.trial_sections import NOISY, Configuration, FineTuning, schedule
 
 VOTING_BATCH = 512
 Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)

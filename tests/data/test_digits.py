@@ -8,11 +8,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from cadis_ray.config import Configuration, Data, load_study
+from cadis_ray.config import load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.models.checkpoints import package_file
 from cadis_ray.models.classifiers import load_classifier
 from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.sections import Data
+from cadis_ray.trial_sections import Configuration
 
 STUDY = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
 

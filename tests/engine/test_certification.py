@@ -17,7 +17,7 @@ import torch
 from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.certification import Model, Request, certified_images, sources_of
-from cadis_ray.config import Finalists, Resources, changed, load_study
+from cadis_ray.config import changed, load_study
 from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine import certification
@@ -28,8 +28,10 @@ from cadis_ray.finetuning.checkpoint import load_finetuned
 from cadis_ray.models.checkpoints import read_state, write_safetensors
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.report.files import write_certificates
+from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.trial_sections import Finalists
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
 CLASSIFIER = "package:digits_classifier.safetensors"

@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 
-from cadis_ray.config import FineTuning
 from cadis_ray.finetuning.optimiser import (
     apply_schedule,
     clip_gradients,
@@ -17,6 +16,7 @@ from cadis_ray.finetuning.optimiser import (
 )
 from cadis_ray.models.classifiers import Classifier
 from cadis_ray.models.lora import add_lora
+from cadis_ray.trial_sections import FineTuning
 
 SETTINGS = FineTuning(
     base_lr=1e-3,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.config import Configuration, configuration, load_study
+from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, model_identity, save_checkpoint
@@ -18,6 +18,7 @@ from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
 from cadis_ray.models.coordinator import Coordinator
 from cadis_ray.models.lora import trainable_state
+from cadis_ray.trial_sections import Configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 

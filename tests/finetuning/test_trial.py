@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cadis_ray.config import Configuration, configuration, load_study
+from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning.checkpoint import WEIGHTS, load_finetuned, save_checkpoint
 from cadis_ray.finetuning.epoch import NonFiniteLoss
 from cadis_ray.finetuning.trial import Epoch, Worker, trial_epochs
 from cadis_ray.models.lora import trainable_state
+from cadis_ray.trial_sections import Configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 SMALL = {"finetuning.epochs": 2, "finetuning.num_noises": 2, "finetuning.attack_steps": 1, "finetuning.lora.r": 2}
