@@ -10,7 +10,7 @@ from ray.autoscaler.v2.sdk import request_cluster_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2
 
-from cadis_ray.engine.trial import DRIVER, worker_bundle
+from cadis_ray.engine.trial import DRIVER, bundle, worker_bundle
 from cadis_ray.errors import EnvironmentProblem
 from cadis_ray.search_sections import Resources
 
@@ -48,9 +48,8 @@ def trial_demand(resources: Resources) -> Demand:
 
 def actor_demand(resources: Resources) -> Demand:
     """What the least number of actors book, that denoise or certify."""
-    gpus = {"GPU": resources.gpus_per_actor} if resources.gpus_per_actor else {}
-    bundle = {"CPU": resources.cpus_per_actor} | gpus
-    return Demand(f"{resources.min_actors} actors", "min_actors", resources.min_actors, 1, bundle)
+    one = bundle(resources.cpus_per_actor, resources.gpus_per_actor)
+    return Demand(f"{resources.min_actors} actors", "min_actors", resources.min_actors, 1, one)
 
 
 def check_capacity(demands: Iterable[Demand]) -> None:

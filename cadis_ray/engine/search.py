@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from cadis_ray.config import Study, configuration
-from cadis_ray.data import load
+from cadis_ray.engine.estimates import Estimates
 from cadis_ray.engine.sampling import draw
 from cadis_ray.engine.stopping import LedgerScheduler, Stopping
 from cadis_ray.engine.trial import DRIVER, Pool, run_trial, worker_bundle
@@ -20,7 +20,7 @@ from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.packing import unpack
 from cadis_ray.results import Estimate
 from cadis_ray.space import distributions, grid
-from cadis_ray.summary import clean_limit, estimate_from, scores
+from cadis_ray.summary import scores
 from cadis_ray.warm_start import warm_trials
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -28,12 +28,14 @@ ENDED = ("complete", "pruned", "failed")
 DEATHS = 3  # so often is a trial started again whose driving process died
 
 
-def run_search(study: Study, ledger: Ledger, pool: Pool, run_dir: Path, session: str, report: "Report") -> None:
-    """Run every baseline and trial that the ledger does not hold as ended. ``report`` hears of each epoch and end."""
+def run_search(
+    study: Study, ledger: Ledger, labels: np.ndarray, pool: Pool, run_dir: Path, session: str, report: "Report"
+) -> None:
+    """Run every baseline and trial that the ledger does not hold as ended. ``labels`` (N,) are those of the validation
+    images; ``report`` hears of each epoch and end."""
     todo = len(study.baselines) + study.trials - sum(row.state in ENDED for row in ledger.trials())
     if not todo:
         return
-    labels = load(study.base.data).validation.first(study.base.validation.images).labels.numpy()
     searcher = StudySearcher(study, ledger, session, labels)
     resources = study.resources
     trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(run_dir / "training"))
@@ -93,10 +95,10 @@ class StudySearcher(Searcher):
 
     def __init__(self, study: Study, ledger: Ledger, session: str, labels: np.ndarray) -> None:
         super().__init__()
-        self.study, self.ledger, self.session, self.labels = study, ledger, session, labels
+        self.study, self.ledger, self.session = study, ledger, session
         self.proposed: set[int] = set()
         self.deaths: dict[int, int] = {}
-        self.estimates: dict[int, Estimate] = {}
+        self.estimates = Estimates(study, ledger, labels)
         self.warm = warm_trials(study, labels)
 
     def suggest(self, trial_id: str) -> Any:
@@ -161,18 +163,11 @@ class StudySearcher(Searcher):
         row = rows.get(list(self.study.baselines).index(constraint.baseline))
         if row is None or row.state not in ENDED:
             return None, False
-        return clean_limit(self.study.objective, self._estimate(row) if row.state == "complete" else None), True
-
-    def _estimate(self, row: TrialRow) -> Estimate:
-        """Of an ended trial's last epoch; computed once."""
-        if row.number not in self.estimates:
-            counts = self.ledger.epochs(row.number)[-1].counts
-            self.estimates[row.number] = estimate_from(self.study.base, self.labels, counts, resamples=2)
-        return self.estimates[row.number]
+        return self.estimates.clean_limit(row), True
 
     def _told(self, row: TrialRow, limit: float | None) -> optuna.trial.FrozenTrial:
         if row.state == "complete":
-            return self._finished(row.parameters, self._estimate(row), limit)
+            return self._finished(row.parameters, self.estimates.of(row), limit)
         if row.state == "pruned":
             values = {epoch.epoch: epoch.metrics["acr"] for epoch in self.ledger.epochs(row.number)}
             return self._as_optuna(row.parameters, TrialState.PRUNED, intermediate_values=values)

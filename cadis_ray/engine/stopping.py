@@ -10,12 +10,12 @@ import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cadis_ray.config import Study, configuration
+from cadis_ray.engine.estimates import Estimates
 from cadis_ray.ledger import Ledger, TrialRow
 from cadis_ray.packing import unpack
-from cadis_ray.results import Estimate
 from cadis_ray.smoothing.estimate import Votes
 from cadis_ray.smoothing.racing import may_still_win
-from cadis_ray.summary import clean_limit, estimate_from, violation
+from cadis_ray.summary import violation
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -40,7 +40,7 @@ class Stopping:
 
     def __init__(self, study: Study, ledger: Ledger, labels: np.ndarray) -> None:
         self.study, self.ledger, self.labels = study, ledger, labels
-        self.estimates: dict[int, Estimate] = {}
+        self.estimates = Estimates(study, ledger, labels)
 
     def stops(self, number: int, epoch: int, acr: float, counts: np.ndarray) -> bool:
         """Whether a searched trial ends after ``epoch``, given its estimate and its counts (N, K + 1) then."""
@@ -82,16 +82,10 @@ class Stopping:
     def _incumbent(self, rows: dict[int, TrialRow], known: list[TrialRow]) -> TrialRow | None:
         constraint, limit = self.study.objective.clean_at_least, None
         if constraint is not None:
-            row = rows[list(self.study.baselines).index(constraint.baseline)]
-            limit = clean_limit(self.study.objective, self._estimate(row) if row.state == "complete" else None)
-        complete = [row for row in known if row.state == "complete" and not violation(self._estimate(row), limit)]
-        return max(complete, key=lambda row: self._estimate(row).acr, default=None)
-
-    def _estimate(self, row: TrialRow) -> Estimate:
-        if row.number not in self.estimates:
-            counts = self.ledger.epochs(row.number)[-1].counts
-            self.estimates[row.number] = estimate_from(self.study.base, self.labels, counts, resamples=2)
-        return self.estimates[row.number]
+            limit = self.estimates.clean_limit(rows[list(self.study.baselines).index(constraint.baseline)])
+        estimate = self.estimates.of
+        complete = [row for row in known if row.state == "complete" and not violation(estimate(row), limit)]
+        return max(complete, key=lambda row: estimate(row).acr, default=None)
 
     def _votes(self, counts: np.ndarray) -> Votes:
         """(k, n) of the images that were counted: the same for all trials after an epoch."""

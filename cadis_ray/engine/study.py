@@ -47,7 +47,7 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
         if ended < total:
             pool = make_pool(study, run_dir / "pool", progress)
             progress.stage("search", total, ended)
-            run_search(study, ledger, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
+            run_search(study, ledger, labels, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
             shutil.rmtree(run_dir / "pool")  # nothing trains any more
         trials = trial_results(study, ledger, labels)
         result = summarise(study, run_dir, trials, _recount(study, run_dir, ledger, trials, progress))

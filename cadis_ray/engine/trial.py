@@ -34,9 +34,8 @@ WORKER_FAILURES = 3
 CONTROLLER_FAILURES = 30  # Ray tries once a minute
 PREEMPTIONS = 30
 CHECKPOINTS = 2
-DRIVER = {
-    "CPU": 0.01
-}  # a trial with workers only waits: they book their CPUs and GPUs in a placement group of their own
+# A trial with workers only waits: they book their CPUs and GPUs in a placement group of their own.
+DRIVER = {"CPU": 0.01}
 
 
 class Pool(NamedTuple):
@@ -115,8 +114,12 @@ def _release(note: Path) -> None:
 
 def worker_bundle(resources: Resources) -> dict[str, float]:
     """What one worker books."""
-    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    return {"CPU": resources.cpus_per_worker} | gpus
+    return bundle(resources.cpus_per_worker, resources.gpus_per_worker)
+
+
+def bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """CPUs and GPUs as Ray books them: no GPU is not a share of 0."""
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _died(error: BaseException | None) -> bool:

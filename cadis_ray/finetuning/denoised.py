@@ -6,7 +6,6 @@ will do.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cadis_ray.base_classifier import load_view
 from cadis_ray.data import Split
 from cadis_ray.data.augmentation import Augmentation
-from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.trial_sections import Configuration
 
@@ -80,7 +79,5 @@ class Fresh:
 
 def make_denoising(configuration: Configuration, seed: int, device: str) -> Denoising:
     """With the configuration's denoiser, loaded. Raises as ``load_denoiser``."""
-    model = configuration.denoiser
-    denoiser = load_denoiser(model.family, model.checkpoint, model.config).to(device)
-    denoise = partial(denoiser.denoise, sigma=configuration.sigma, mode=model.noise)
+    denoise = load_view(configuration, "denoised", device)
     return Denoising(denoise, seed, configuration.data.augmentation, device)

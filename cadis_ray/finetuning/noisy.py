@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cadis_ray.base_classifier import add_noise
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 
@@ -37,4 +38,4 @@ class Noisy:
             gaussian(self.seed, self.stream, ids, torch.full_like(ids, self.first + draw), images.shape[1:])
             for draw in draws
         ]
-        return (2 * (images + self.sigma * torch.stack(drawn)) - 1).numpy()
+        return add_noise(images, torch.stack(drawn), self.sigma).numpy()

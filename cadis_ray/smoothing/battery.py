@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from torch import Tensor, nn
 
+from cadis_ray.base_classifier import add_noise
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
 from cadis_ray.models.denoisers import Denoiser
 from cadis_ray.models.local_smoothing import LocalSmoothing
@@ -103,11 +104,11 @@ def cells_of_kinds(device: torch.device | str = "cpu") -> tuple[Cell, ...]:
         made.append(replace(cell, name=f"{name}, denoised", classify=Pixels(cell.classify), denoise=partial(
             _scaled_noise, denoiser)))  # fmt: skip
         box = BlackBoxModel(BlackBox(partial(_labels, cell.classify, device), NUM_CLASSES), None).eval()
-        made.append(replace(cell, name=f"{name}, black box", classify=box, denoise=_on_both_sides))
+        made.append(replace(cell, name=f"{name}, black box", classify=box, denoise=add_noise))
     for name, z in (("tie", 0.0), ("dense", 1.8)):
         half = partial(_half_space, dense.float().to(device), z * SIGMA + threshold, image().flatten().to(device))
         local = LocalSmoothing(Pixels(half), LOCAL_NOISES, LOCAL_SIGMA, seed=0)
-        made.append(replace(by_name[name], name=f"{name}, local", classify=local.eval(), denoise=_on_both_sides))
+        made.append(replace(by_name[name], name=f"{name}, local", classify=local.eval(), denoise=add_noise))
     return tuple(made)
 
 
@@ -191,10 +192,6 @@ def _finding(cell: Cell, ids: Tensor, seed: int) -> Finding:
 
 def _two_sided(below: ArrayLike, above: ArrayLike) -> float:
     return min(1.0, 2 * float(np.minimum(below, above)))
-
-
-def _on_both_sides(images: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    return 2 * (images + sigma * noise) - 1
 
 
 def _scaled_noise(denoiser: Denoiser, images: Tensor, noise: Tensor, sigma: float) -> Tensor:

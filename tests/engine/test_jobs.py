@@ -19,7 +19,7 @@ import pytest
 import ray.util
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from tests_engine import REPOSITORY, small_study, write_study  # pyright: ignore[reportMissingImports]
+from tests_engine import REPOSITORY, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.ledger import Ledger
 from cadis_ray.smoothing.counts import CountsStore
@@ -153,13 +153,6 @@ def until(reached: Callable[[], bool], limit: float = LIMIT) -> None:
         time.sleep(0.1)
 
 
-def recorded(folder: Path) -> int:
-    if not (folder / "ledger.sqlite").exists():
-        return 0
-    with Ledger(folder / "ledger.sqlite") as ledger:
-        return sum(len(ledger.epochs(row.number)) for row in ledger.trials())
-
-
 def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = job.communicate(timeout=LIMIT)
     return job.returncode, output
@@ -195,7 +188,7 @@ def test_a_job_stopped_and_submitted_again_on_workers_that_come_and_go(head: Hea
 
     assert head.workers() == 0
     first = submit("first")
-    until(lambda: recorded(folder) >= 1 or first.poll() is not None)
+    until(lambda: epochs_recorded(folder) >= 1 or first.poll() is not None)
     assert first.poll() is None, first.communicate()[0]
     until(lambda: head.workers() >= 1)
     code, output = ended(head.jobs("stop", "first"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_engine import Cluster, small_study, write_study  # pyright: ignore[reportMissingImports]
+from tests_engine import Cluster, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
 import cadis_ray
 from cadis_ray.compare import Format, compare
@@ -189,13 +189,6 @@ def wait_until(driver: subprocess.Popen[str], reached, limit: float = LIMIT) -> 
         assert driver.poll() is None, driver.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def epochs_recorded(folder: Path) -> int:
-    if not (folder / "ledger.sqlite").exists():
-        return 0
-    with Ledger(folder / "ledger.sqlite") as ledger:
-        return sum(len(ledger.epochs(row.number)) for row in ledger.trials())
 
 
 def test_killed_and_interrupted_it_ends_with_the_same_counts(finished: Run, cluster: Cluster, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from cadis_ray.ledger import Ledger
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -57,3 +59,11 @@ def small_study(**resources: int) -> dict:
 def write_study(path: Path, study: dict) -> Path:
     path.write_text(yaml.safe_dump(study))
     return path
+
+
+def epochs_recorded(folder: Path) -> int:
+    """Epochs that a run's ledger holds, of all trials; 0 before there is one."""
+    if not (folder / "ledger.sqlite").exists():
+        return 0
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        return sum(len(ledger.epochs(row.number)) for row in ledger.trials())
