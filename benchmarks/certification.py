@@ -1,6 +1,6 @@
 """Samples per second of certification, against a plain one-image-at-a-time CERTIFY loop on the same weights.
 
-    python benchmarks/certification.py [--device cpu] [--model digits] [--samples 20000] [--workers 2]
+    python benchmarks/certification.py [--device cpu] [--model digits] [--samples 40000] [--workers 2]
     python benchmarks/certification.py --reference CHECKOUT_OF_FT-CADIS
     python benchmarks/certification.py --model cifar10 --samples 64 --reference CHECKOUT_OF_FT-CADIS
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", choices=["digits", *RELEASED], default="digits")
-    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--samples", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' program")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ from cadis_ray.summary import clean_limit, estimate_from
 
 
 class Estimates:
-    """Of a study's ended trials, without standard errors; ``labels`` (N,) are those of the validation images counted."""
+    """Of a study's ended trials, without standard errors; ``labels`` (N,) of the validation images counted."""
 
     def __init__(self, study: Study, ledger: Ledger, labels: np.ndarray) -> None:
         self.study, self.ledger, self.labels = study, ledger, labels

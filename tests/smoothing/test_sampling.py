@@ -95,8 +95,8 @@ def test_only_wanted_images_are_counted() -> None:
 
 
 def test_the_fastest_batch_stays_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()  # it ticks with every batch, whatever its size: larger is faster
-    now = [0]
+    clock = itertools.count(0.0, 0.01)  # it ticks with every batch, whatever its size: larger is faster
+    now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     def small(images: Tensor) -> Tensor:
@@ -106,3 +106,17 @@ def test_the_fastest_batch_stays_within_memory(monkeypatch: pytest.MonkeyPatch) 
         return linear(images)
 
     assert fastest_batch(IMAGES, noisy, [small]) == 256
+
+
+def test_a_batch_that_takes_long_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    largest = []
+
+    def slow(images: Tensor) -> Tensor:  # the larger the faster for each image
+        now[0] += len(images) ** 0.5 / 10
+        largest.append(len(images))
+        return linear(images)
+
+    assert fastest_batch(IMAGES, noisy, [slow]) == 128
+    assert max(largest) == 128  # 1.13 s
