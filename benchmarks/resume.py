@@ -2,16 +2,16 @@
 
     python benchmarks/resume.py [STUDY.yaml] [--kills 10] [--seed 0] [--scheduler racing] [--folder FOLDER]
 
-Runs the study once in peace, then again, killed with SIGKILL at random moments of the first run's length and resumed;
-before each resume Tune's snapshot is left, truncated or removed by lot. Prints JSON: when it was killed, what became of
-the snapshot, and whether trials, their states and counts, and every block of votes are equal. Some minutes a kill.
+Runs the study once in peace, then again, killed with SIGKILL at random moments of the first run's length and resumed
+until it is done, and so on with new runs until there were as many kills; before each resume Tune's snapshot is left,
+truncated or removed by lot. Prints JSON: when each run was killed, what became of the snapshot, and whether the trials
+of all, their states and counts, and every block of votes are equal.
 """
 
 import argparse
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,20 +42,32 @@ def main() -> None:
     started = time.monotonic()
     subprocess.run(command(study, "--out", folder / "undisturbed"), check=True, stdout=subprocess.DEVNULL)
     length = time.monotonic() - started
-    chance, killed = random.Random(arguments.seed), []
-    run = folder / "killed"
-    for _ in range(arguments.kills):
-        moment, driver = chance.uniform(5, length), subprocess.Popen(command(study, "--out", run))
-        time.sleep(moment)
-        if driver.poll() is None:
-            driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        killed.append((round(moment, 1), spoil(run / "tune", chance.choice(("left", "truncated", "removed")))))
-    subprocess.run(command(study, "--out", run), check=True, stdout=subprocess.DEVNULL)
-    one, other = evidence(folder / "undisturbed"), evidence(run)
-    equal = {f"same_{name}": one[name] == other[name] for name in one}
-    states = [state for _, state, *_ in one["trials"].values()]
-    print(json.dumps({"seconds": round(length), "killed": killed, "states": states, **equal}))
+    chance, runs = random.Random(arguments.seed), []
+    undisturbed = evidence(folder / "undisturbed")
+    equal = dict.fromkeys(undisturbed, True)
+    while (left := arguments.kills - sum(map(len, runs))) > 0:
+        run = folder / f"killed-{len(runs)}"
+        runs.append(killed(study, run, left, length, chance))
+        equal = {name: same and evidence(run)[name] == undisturbed[name] for name, same in equal.items()}
+    states = [state for _, state, *_ in undisturbed["trials"].values()]
+    same = {f"same_{name}": value for name, value in equal.items()}
+    print(json.dumps({"seconds": round(length), "killed": runs, "states": states, **same}))
+
+
+def killed(study: Path, run: Path, kills: int, length: float, chance: random.Random) -> list[tuple[float, str]]:
+    """Kill and resume a run, at most ``kills`` times, until it is done; gives the seconds and the snapshot's fate."""
+    found = []
+    while True:
+        moment = chance.uniform(5, length)
+        driver = subprocess.Popen(command(study, "--out", run), stdout=subprocess.DEVNULL)
+        try:
+            if code := driver.wait(timeout=moment if len(found) < kills else None):
+                sys.exit(f"a resumed run ended with {code}")
+            return found
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            driver.wait()
+        found.append((round(moment, 1), spoil(run / "tune", chance.choice(("left", "truncated", "removed")))))
 
 
 def command(study: Path, *arguments: object) -> list[str]:

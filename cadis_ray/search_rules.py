@@ -64,6 +64,9 @@ def _resources(resources: Resources) -> Iterator[Finding]:
     if resources.min_actors > resources.actors:
         text = f"got {resources.min_actors}; need at most resources.actors = {resources.actors}"
         yield Finding(("resources", "min_actors"), text)
+    if (resources.min_workers_per_trial or 0) > resources.workers_per_trial:
+        text = f"got {resources.min_workers_per_trial}; need at most resources.workers_per_trial = "
+        yield Finding(("resources", "min_workers_per_trial"), text + str(resources.workers_per_trial))
     for key in ("gpus_per_worker", "gpus_per_actor"):
         if (gpus := getattr(resources, key)) > 1 and not gpus.is_integer():
             yield Finding(("resources", key), f"got {gpus:g}; need a whole number, or a share of one GPU")

@@ -38,8 +38,8 @@ class Demand(NamedTuple):
 
 
 def trial_demand(resources: Resources) -> Demand:
-    """What all concurrent trials book. A trial with workers has a driver beside them."""
-    workers = resources.workers_per_trial
+    """What all concurrent trials book at least. A trial with workers has a driver beside them."""
+    workers = resources.min_workers_per_trial or resources.workers_per_trial
     what = f"{resources.concurrent_trials} concurrent trials x {max(workers, 1)} workers"
     drivers = DRIVER["CPU"] if workers else 0.0
     key = "concurrent_trials"

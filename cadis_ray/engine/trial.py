@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WORKER_FAILURES = 3
 CONTROLLER_FAILURES = 30  # Ray tries once a minute
 PREEMPTIONS = 30
-CHECKPOINTS = 2
+CHECKPOINTS = 3  # the ledger may know the last epoch's or the one's before, and between them one may be interrupted
 # A trial with workers only waits: they book their CPUs and GPUs in a placement group of their own.
 DRIVER = {"CPU": 0.01}
 
@@ -55,16 +55,24 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    class Epochs(TuneReportCallback):
+        """Of an interrupted epoch, whose checkpoint Train itself goes on from, Tune hears nothing."""
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if metrics[0]:
+                super().after_report(run_context, metrics, checkpoint)
+
     resources = study.resources
+    least, most = resources.min_workers_per_trial, resources.workers_per_trial
     _release(Path(storage) / f"trial-{config['number']:04d}.placement_group")
     name = f"trial-{config['number']:04d}-{config['session']}"
-    reports = TuneReportCallback()
+    reports = Epochs()
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=config | {"study": study, "pool": pool, "folder": Path(storage) / name},
         # 0 workers: Ray Train's local mode, in this process.
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers_per_trial,
+            num_workers=most if least is None else (least, most),
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=worker_bundle(resources),
         ),
@@ -89,7 +97,7 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
     # A report still in the queue when this function returns can block Tune for ever (ray 2.60, session.py).
     while not reports._training_actor_item_queue.empty():
         time.sleep(0.2)
-    time.sleep(1.0 if resources.workers_per_trial else 0.0)
+    time.sleep(1.0 if most else 0.0)
     if failed is not None:
         # Not an exception: of that Tune tells its callbacks no more than that there was one.
         ray.tune.report({"failed": failed, "epoch": 0, "acr": 0.0})
@@ -146,8 +154,8 @@ def train_loop(config: dict[str, Any]) -> str | None:
     from cadis_ray.data import load
     from cadis_ray.finetuning.checkpoint import save_checkpoint
     from cadis_ray.finetuning.denoised import make_denoising
-    from cadis_ray.finetuning.epoch import NonFiniteLoss
-    from cadis_ray.finetuning.trial import Worker, trial_epochs
+    from cadis_ray.finetuning.epoch import BEGINNING, NonFiniteLoss, Standing
+    from cadis_ray.finetuning.trial import Epoch, Interruption, Worker, trial_epochs
     from cadis_ray.models.lora import trainable_parameters
     from cadis_ray.summary import estimate_from
 
@@ -166,12 +174,27 @@ def train_loop(config: dict[str, Any]) -> str | None:
     else:
         worker = Worker(device="cuda" if study.resources.gpus_per_worker else "cpu")
         send, resume = partial(_report_from_trial, config["folder"]), config["resume"]
+
+    def hand_over(report: dict[str, Any], name: str, reached: Epoch | Interruption, standing: Standing) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if worker.rank == 0 and reached.optimiser is not None:
+                save_checkpoint(
+                    Path(folder), reached.classifier, reached.optimiser, chosen, seed=study.seed, epoch=reached.epoch,
+                    standing=standing,
+                )  # fmt: skip
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            send(report, checkpoint, name)
+
+    def keep(reached: Interruption) -> None:
+        hand_over({}, f"epoch-{reached.epoch:04d}-{reached.standing.steps}", reached, reached.standing)
+
     pool: Pool = config["pool"]
     denoising = cache(partial(make_denoising, chosen, study.seed, worker.device))  # loaded where an epoch needs it
     epochs = trial_epochs(
         chosen, data, partial(training_images, pool, data.train, denoising), ray.get(pool.validation),
         seed=study.seed, worker=worker, resume=Path(resume) if resume else None,
-        racing=study.scheduler.name == "racing",
+        racing=study.scheduler.name == "racing", keep=keep,
     )  # fmt: skip
     try:
         started = time.monotonic()
@@ -183,14 +206,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
                 "metrics": metrics, "counts": pack(epoch.counts),
                 "trainable_parameters": trainable_parameters(epoch.classifier),
             }  # fmt: skip
-            with tempfile.TemporaryDirectory() as folder:
-                checkpoint = None
-                if worker.rank == 0 and epoch.optimiser is not None:
-                    save_checkpoint(
-                        Path(folder), epoch.classifier, epoch.optimiser, chosen, seed=study.seed, epoch=epoch.epoch
-                    )
-                    checkpoint = ray.train.Checkpoint.from_directory(folder)
-                send(report, checkpoint, f"epoch-{epoch.epoch:04d}")
+            hand_over(report, f"epoch-{epoch.epoch:04d}", epoch, BEGINNING)
             started = time.monotonic()
     except NonFiniteLoss as problem:
         return str(problem)
@@ -217,14 +233,19 @@ def _train_worker() -> "Worker":
     context, device = ray.train.get_context(), str(ray.train.torch.get_device())
     rank, world = context.get_world_rank(), context.get_world_size()
     if world == 1:
-        return Worker(device=device)
+        return Worker(device=device, leaving=_leaving)
 
     def add(counts: torch.Tensor) -> None:
         torch.distributed.all_reduce(counts)
 
     # Passes after the first of a step go through the bare module, so buffers must not be what they wait for.
     wrap = partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"broadcast_buffers": False})
-    return Worker(rank, world, device, wrap, add)
+    return Worker(rank, world, device, wrap, add, _leaving)
+
+
+def _leaving() -> bool:
+    """Whether a node of one of the workers is being drained, as it is when a spot machine has been told to end."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _report_from_worker(report: dict[str, Any], checkpoint: ray.train.Checkpoint | None, name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cadis_ray.config import identity
 from cadis_ray.errors import DataError, UsageError
+from cadis_ray.finetuning.epoch import BEGINNING, Standing
 from cadis_ray.models.adapters import add_prompts, add_series
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
 from cadis_ray.models.checkpoints import read_state, sha256_of, write_safetensors
@@ -86,12 +87,17 @@ def save_checkpoint(
     *,
     seed: int,
     epoch: int,
+    standing: Standing = BEGINNING,
 ) -> None:
-    """Write what training changed, the optimiser's state and, last, the record into an existing folder."""
+    """Write what training changed, the optimiser's state and, last, the record into an existing folder.
+
+    ``epoch``: how many are done; ``standing``: how far the next one has come.
+    """
     write_safetensors(folder / WEIGHTS, trainable_state(classifier))
     write_safetensors(folder / OPTIMISER, _flat(optimiser))
     record = {
         "epoch": epoch,
+        "standing": standing._asdict(),
         "seed": seed,
         "configuration": configuration.model_dump(mode="json"),
         "sha256": {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))},
@@ -99,8 +105,11 @@ def save_checkpoint(
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def restore_checkpoint(folder: Path, classifier: Trained, optimiser: torch.optim.Optimizer) -> int:
-    """Put weights and optimiser state back; returns the epochs done. Raises DataError for a damaged folder."""
+def restore_checkpoint(folder: Path, classifier: Trained, optimiser: torch.optim.Optimizer) -> tuple[int, Standing]:
+    """Put weights and optimiser state back; returns the epochs done, and how far the next one has come.
+
+    Raises DataError for a damaged folder.
+    """
     record = read_record(folder)
     load_trainable_state(classifier, read_state(folder / WEIGHTS))
     state = optimiser.state_dict()
@@ -109,7 +118,8 @@ def restore_checkpoint(folder: Path, classifier: Trained, optimiser: torch.optim
         index, name = key.split(".")
         state["state"].setdefault(int(index), {})[name] = value
     optimiser.load_state_dict(state)
-    return int(record["epoch"])
+    standing = record["standing"]
+    return int(record["epoch"]), Standing(standing["steps"], standing["images"], tuple(standing["sums"]))
 
 
 def load_finetuned(configuration: Configuration, folder: Path | None) -> Trained:

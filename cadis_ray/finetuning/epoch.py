@@ -1,7 +1,7 @@
 """One epoch of fine-tuning: what every worker runs, with or without Ray around it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +30,18 @@ class Batch(NamedTuple):
     scale: float = 1.0
 
 
+class Standing(NamedTuple):
+    """How far an epoch has come: ``steps`` taken, and over ``images`` the sums of what ``train_epoch`` gives means of,
+    up to the gradient norm."""
+
+    steps: int = 0
+    images: int = 0
+    sums: tuple[float, ...] = (0.0,) * 6
+
+
+BEGINNING = Standing()
+
+
 class NonFiniteLoss(ArithmeticError):
     """Loss or gradient of ``step`` (from 0, over all epochs) is not finite; it has not been taken."""
 
@@ -53,23 +65,25 @@ def train_epoch(
     total_steps: int,
     bare: nn.Module | None = None,
     selection_classifier: nn.Module | None = None,
+    done: Standing = BEGINNING,
+    after_step: Callable[[Standing], None] = lambda standing: None,
 ) -> dict[str, float]:
     """Takes one optimiser step per batch, given in parts that fit into memory; returns this worker's means over its
     images.
 
-    ``epoch`` counts from 0, ``first_step`` is its first iteration among ``total_steps``. ``bare``: the module
-    inside ``model`` where that is wrapped for data parallelism. ``selection_classifier``: the frozen
-    off-the-shelf copy for ``update_selection: frozen``. bf16 autocast covers the forward passes; losses are
-    float32.
+    ``epoch`` counts from 0, ``first_step`` is its first iteration among ``total_steps``; ``done`` of its steps were
+    taken before these batches, and are in the means. ``after_step`` hears how far the epoch has come. ``bare``: the
+    module inside ``model`` where that is wrapped for data parallelism. ``selection_classifier``: the frozen
+    off-the-shelf copy for ``update_selection: frozen``. bf16 autocast covers the forward passes; losses are float32.
 
     Keys: loss, sce, madv, mask_share, selected_share, gradient_norm (before clipping), learning_rate and
     weight_decay (of the last step), images. Raises NonFiniteLoss before a step that is not finite would be
     taken: with averaged gradients a gradient that is not finite anywhere stops every worker at the same step.
     """
     model.train()
-    sums = torch.zeros(6, dtype=torch.float64)
-    images, rate, decay = 0, math.nan, math.nan
-    for step, parts in enumerate(batches, first_step):
+    sums = torch.tensor(done.sums, dtype=torch.float64)
+    images, rate, decay = done.images, math.nan, math.nan
+    for step, parts in enumerate(batches, first_step + done.steps):
         rate, decay = apply_schedule(optimiser, step, total_steps, settings)
         optimiser.zero_grad(set_to_none=True)
         means, step_images = torch.zeros(5), sum(len(part.labels) for part in parts)
@@ -87,10 +101,11 @@ def train_epoch(
         optimiser.step()
         sums += values * step_images
         images += step_images
-    if not images:
+        after_step(Standing(step - first_step + 1, images, tuple(sums.tolist())))
+    if not images and not done.steps:
         raise ValueError(f"epoch {epoch} has no batches")
     names = (*(("loss" if name == "total" else name) for name in Losses._fields), "gradient_norm")
-    return dict(zip(names, (sums / images).tolist(), strict=True)) | {
+    return dict(zip(names, (sums / max(images, 1)).tolist(), strict=True)) | {
         "learning_rate": rate,
         "weight_decay": decay,
         "images": float(images),

@@ -14,7 +14,7 @@ from cadis_ray.data.augmentation import Augmentation
 from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
 from cadis_ray.finetuning.cost import Cost
 from cadis_ray.finetuning.denoised import EPOCH_BITS, Denoised
-from cadis_ray.finetuning.epoch import Batch, train_epoch
+from cadis_ray.finetuning.epoch import BEGINNING, Batch, Standing, train_epoch
 from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.noisy import Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
@@ -25,19 +25,21 @@ from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
 from cadis_ray.trial_sections import NOISY, Configuration, FineTuning, schedule
 
 VOTING_BATCH = 512
+NOTICE_STEPS = 10  # between two questions to all workers, which wait for each other to answer
 Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)
 
 
 @dataclass(frozen=True)
 class Worker:
     """This process's place in the trial. ``wrap`` makes a model average its gradients over the workers; ``add`` sums
-    a tensor over them in place."""
+    a tensor over them in place; ``leaving``: whether one of their machines is about to go, with one answer for all."""
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     add: Callable[[Tensor], None] = lambda tensor: None
+    leaving: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Epoch:
     optimiser: torch.optim.Optimizer | None
 
 
+@dataclass(frozen=True)
+class Interruption:
+    """Where a trial stands in the epoch after ``epoch``, all its workers together: to be kept before they go."""
+
+    epoch: int
+    standing: Standing
+    classifier: Trained
+    optimiser: torch.optim.Optimizer
+
+
 def trial_epochs(
     configuration: Configuration,
     data: DataSet,
@@ -65,16 +77,17 @@ def trial_epochs(
     worker: Worker | None = None,
     resume: Path | None = None,
     racing: bool = False,
+    keep: Callable[[Interruption], None] = lambda interruption: None,
 ) -> Iterator[Epoch]:
     """Yields after every epoch; a trial that trains nothing yields once, as epoch 0.
 
     ``denoised_train(epoch)`` (>= M, N, C, H, W) float16 in [-1, 1] holds that epoch's training images, augmented and
     denoised, of which the first M are used; ``denoised_validation`` (S, N, C, H, W) those to count on, as many samples
     of an image as ``validation.samples`` wants. Recipes and kinds of base classifier without a denoiser see x + noise
-    instead, under the same noise. ``resume``: a
-    checkpoint to go on from; batches and weights are then those of an undisturbed run, because order and noise are
-    addressed by (seed, epoch). ``racing``: early epochs are counted on fewer images, see ``smoothing.racing``; the
-    others have no votes. Raises NonFiniteLoss.
+    instead, under the same noise. ``resume``: a checkpoint to go on from; batches and weights are then those of an
+    undisturbed run, because order and noise are addressed by (seed, epoch). ``keep`` is called on every worker, once in
+    an epoch, where one of them is leaving; black-box prompts, whose epochs are short, begin theirs again. ``racing``:
+    early epochs are counted on fewer images, see ``smoothing.racing``; the others have no votes. Raises NonFiniteLoss.
     """
     worker = worker or Worker()
     settings = configuration.finetuning
@@ -94,15 +107,25 @@ def trial_epochs(
         return
     spsa = settings.recipe == "black_box_prompt"
     optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
-    done = restore_checkpoint(resume, classifier, optimiser) if resume else 0
+    done, standing = restore_checkpoint(resume, classifier, optimiser) if resume else (0, BEGINNING)
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
     model = worker.wrap(classifier)
     steps = -(-len(data.train.ids) // settings.batch_size)
     for epoch in range(done, settings.last_epoch):
-        # Only drop path draws from it.
-        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, worker.rank]).generate_state(1)[0]))
+        began = standing if epoch == done else BEGINNING
+        kept = bool(began.steps)
+
+        def after_step(reached: Standing, epoch: int = epoch) -> None:
+            nonlocal kept
+            if reached.steps % NOTICE_STEPS or reached.steps == steps or kept or not worker.leaving():
+                return
+            kept = True
+            keep(Interruption(epoch, _standing_of_all(reached, worker), classifier, optimiser))
+
         drawn = _noisy_train(configuration, data, seed, epoch) if settings.recipe in NOISY else denoised_train(epoch)
-        batches = _batches(data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker)
+        batches = _batches(
+            data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker, began.steps
+        )
         if isinstance(optimiser, SpsaGc):
             metrics = spsa_epoch(
                 classifier, optimiser, batches, epoch=epoch, first_step=epoch * steps,
@@ -119,6 +142,8 @@ def trial_epochs(
                 total_steps=settings.epochs * steps,
                 bare=classifier,
                 selection_classifier=frozen,
+                done=began if worker.rank == 0 else Standing(began.steps),
+                after_step=after_step,
             )
         rung = rung_at(budgets, epoch + 1, settings.last_epoch)
         counts = _count(base, data, validation, rung, seed, worker)
@@ -149,6 +174,11 @@ def _spsa(classifier: nn.Module, settings: FineTuning, seed: int) -> SpsaGc:
     return SpsaGc(trained, a=gains.a, c=gains.c, momentum=gains.momentum, averages=gains.averages, seed=seed)
 
 
+def _standing_of_all(standing: Standing, worker: Worker) -> Standing:
+    sums = tuple(_summed(value, worker) for value in standing.sums)
+    return Standing(standing.steps, int(_summed(standing.images, worker)), sums)
+
+
 def _summed(value: float, worker: Worker) -> float:
     """The sum of a number over the workers."""
     total = torch.tensor(float(value), dtype=torch.float64).to(worker.device)
@@ -164,9 +194,13 @@ def _batches(
     seed: int,
     epoch: int,
     worker: Worker,
+    done: int,
 ) -> Iterator[list[Batch]]:
+    """An epoch's batches but for the first ``done``."""
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(train.ids))
-    for start in range(0, len(order), settings.batch_size):
+    for start in range(done * settings.batch_size, len(order), settings.batch_size):
+        # Only drop path draws from it.
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, start, worker.rank]).generate_state(1)[0]))
         rows = order[start : start + settings.batch_size]
         if len(rows) < worker.world:
             return  # a worker without an image has no gradient to average

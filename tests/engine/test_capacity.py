@@ -68,6 +68,12 @@ def test_a_trial_with_workers_does_not_fill_a_machine_beside_its_own_driver() ->
     assert fitting(trial_demand(Resources(**eight, workers_per_trial=1)), [{"CPU": 8.0}]) == 1
 
 
+def test_only_the_least_number_of_workers_must_fit() -> None:
+    elastic = {"concurrent_trials": 1, "gpus_per_worker": 1, "workers_per_trial": 8}
+    assert fitting(trial_demand(Resources(**elastic)), [GPU_NODE]) == 0
+    assert fitting(trial_demand(Resources(**elastic, min_workers_per_trial=4)), [GPU_NODE]) == 1
+
+
 def test_only_the_least_number_of_actors_must_fit() -> None:
     assert fitting(actor_demand(Resources(actors=8, gpus_per_actor=1)), [GPU_NODE]) == 1
     demand = actor_demand(Resources(actors=8, min_actors=5, gpus_per_actor=1))
@@ -136,6 +142,10 @@ def test_an_autoscaler_is_asked_what_it_may_add(autoscaler: set[float]) -> None:
     ("resources", "said"),
     [
         ({"min_actors": 3, "actors": 2}, "resources.min_actors: got 3; need at most resources.actors = 2"),
+        (
+            {"workers_per_trial": 2, "min_workers_per_trial": 3},
+            "resources.min_workers_per_trial: got 3; need at most resources.workers_per_trial = 2",
+        ),
         ({"gpus_per_worker": 1.5}, "resources.gpus_per_worker: got 1.5; need a whole number, or a share of one GPU"),
     ],
 )

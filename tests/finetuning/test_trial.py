@@ -11,7 +11,7 @@ from cadis_ray.data import DataSet, Split, load
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning.checkpoint import WEIGHTS, load_finetuned, save_checkpoint
 from cadis_ray.finetuning.epoch import NonFiniteLoss
-from cadis_ray.finetuning.trial import Epoch, Worker, trial_epochs
+from cadis_ray.finetuning.trial import Epoch, Interruption, Worker, trial_epochs
 from cadis_ray.models.lora import trainable_state
 from cadis_ray.trial_sections import Configuration
 
@@ -91,6 +91,35 @@ def test_a_resumed_trial_is_the_undisturbed_one(data: DataSet, tmp_path: Path) -
     found = trainable_state(again.classifier)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"finetuning.recipe": "gaussian", "finetuning.drop_path": 0.3}])
+def test_a_trial_that_left_within_an_epoch_is_the_undisturbed_one(
+    data: DataSet, tmp_path: Path, parameters: dict
+) -> None:
+    """Weights, counts, and the epoch's means over all of its images."""
+    folders = []
+
+    def keep(reached: Interruption) -> None:
+        folder = tmp_path / f"{reached.epoch}-{reached.standing.steps}"
+        folder.mkdir()
+        folders.append(folder)
+        save_checkpoint(
+            folder, reached.classifier, reached.optimiser, chosen, seed=1, epoch=reached.epoch,
+            standing=reached.standing,
+        )  # fmt: skip
+
+    parameters = parameters | {"finetuning.batch_size": 6}  # 25 steps
+    chosen, run = epochs(data, parameters, worker=Worker(leaving=lambda: True), keep=keep)
+    *_, last = run
+    assert [folder.name for folder in folders] == ["0-10", "1-10"]
+    expected, steady = trainable_state(last.classifier), last.metrics.keys() - {"classifier_calls", "denoiser_calls"}
+    for folder in folders:
+        *_, again = epochs(data, parameters, resume=folder)[1]
+        assert np.array_equal(again.counts, last.counts)
+        assert {key: again.metrics[key] for key in steady} == pytest.approx({key: last.metrics[key] for key in steady})
+        found = trainable_state(again.classifier)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_what_is_certified_is_what_was_trained(data: DataSet, tmp_path: Path) -> None:

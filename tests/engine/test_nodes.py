@@ -1,0 +1,126 @@
+"""A trial on three nodes: a worker dies, a node is taken away; its weights are those of an undisturbed one."""
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray.cluster_utils
+import torch
+from ray._private.node import Node
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue], compiled
+from ray.core.generated import autoscaler_pb2
+from tests_engine import Cluster, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
+
+from cadis_ray.config import configuration, load_study
+from cadis_ray.data import load
+from cadis_ray.finetuning.checkpoint import save_checkpoint
+from cadis_ray.finetuning.denoised import Fresh, make_denoising
+from cadis_ray.finetuning.trial import trial_epochs
+from cadis_ray.ledger import Ledger
+from cadis_ray.models.checkpoints import read_state
+
+LIMIT = 600
+EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last
+
+
+@pytest.fixture
+def nodes() -> Iterator[ray.cluster_utils.Cluster]:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    nodes = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            nodes.add_node(wait=False, num_cpus=3)
+        yield nodes
+    finally:
+        nodes.shutdown()
+        gc.collect()  # Ray leaves the sockets open with which it found free ports
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_a_trial_outlives_its_worker_and_its_node(nodes: ray.cluster_utils.Cluster, tmp_path: Path) -> None:
+    """A worker is killed in one epoch; in a later one the node of the other is told to end, as a spot machine is, and
+    does. No node comes in its place: the trial goes on from within that epoch, with one worker."""
+    # No two workers of two CPUs find room on one node.
+    small = small_study(workers_per_trial=2, min_workers_per_trial=1, concurrent_trials=1, cpus_per_worker=2)
+    small |= {"trials": 1, "baselines": {}}
+    small["base"]["finetuning"] |= {"epochs": EPOCHS, "attack_steps": 2, "batch_size": 16}
+    study, folder = write_study(tmp_path / "small.yaml", small), tmp_path / "run"
+    driver = Cluster(str(nodes.address), "").tune(study, "--out", folder)
+    try:
+        until(driver, lambda: epochs_recorded(folder) >= 1)
+        spot, kept = sorted(nodes.worker_nodes, key=lambda node: len(processes(node, "ray::TrainController")))
+        os.kill(min(processes(kept, "ray::RayTrainWorker")), signal.SIGKILL)
+        at = epochs_recorded(folder)
+        until(driver, lambda: epochs_recorded(folder) > at)
+        assert processes(spot, "ray::RayTrainWorker")
+        deadline = int(1000 * (time.time() + LIMIT))
+        reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # pyright: ignore[reportAttributeAccessIssue], generated
+        assert GcsClient(str(nodes.address)).drain_node(spot.node_id, reason, "spot", deadline)[0]
+        until(driver, lambda: any(folder.glob("training/trial-0000-*/epoch-*-*")))
+        nodes.remove_node(spot, allow_graceful=False)
+        assert epochs_recorded(folder) < EPOCHS
+        output, _ = driver.communicate(timeout=LIMIT)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, output
+    ours, theirs = checkpoint(folder), undisturbed(study, folder, tmp_path / "undisturbed")
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key], atol=1e-6, rtol=0)
+
+
+def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights and state of the optimiser after the last epoch of the only trial."""
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        kept = ledger.trials()[0].checkpoint
+        assert [row.epoch for row in ledger.epochs(0)] == list(range(1, EPOCHS + 1))
+    assert kept
+    return states(Path(kept))
+
+
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    parts = {name: read_state(folder / f"{name}.safetensors") for name in ("classifier", "optimiser")}
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+
+
+def undisturbed(path: Path, run: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """What the same trial is after its last epoch without Ray, in this process."""
+    study = load_study(path)
+    with Ledger(run / "ledger.sqlite") as ledger:
+        chosen = configuration(study, ledger.trials()[0].parameters)
+    data, denoising = load(chosen.data), make_denoising(chosen, study.seed, "cpu")
+    nothing = np.zeros((8, 1, 1, 8, 8), np.float16)
+    *_, last = trial_epochs(chosen, data, lambda number: Fresh(denoising, data.train, number), nothing, seed=study.seed)
+    folder.mkdir()
+    assert last.optimiser is not None
+    save_checkpoint(folder, last.classifier, last.optimiser, chosen, seed=study.seed, epoch=last.epoch)
+    return states(folder)
+
+
+def processes(node: Node, title: str) -> list[int]:
+    """Process ids of the workers of a node that call themselves so."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    found = []
+    for child in raylet.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(child.cmdline()).startswith(title):
+                found.append(child.pid)
+    return found
+
+
+def until(driver: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    """Wait; fails where the driver ends before."""
+    deadline = time.monotonic() + LIMIT
+    while not reached():
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
