@@ -69,9 +69,9 @@ def test_a_trial_with_workers_does_not_fill_a_machine_beside_its_own_driver() ->
 
 
 def test_only_the_least_number_of_workers_must_fit() -> None:
-    elastic = {"concurrent_trials": 1, "gpus_per_worker": 1, "workers_per_trial": 8}
-    assert fitting(trial_demand(Resources(**elastic)), [GPU_NODE]) == 0
-    assert fitting(trial_demand(Resources(**elastic, min_workers_per_trial=4)), [GPU_NODE]) == 1
+    eight = Resources(concurrent_trials=1, gpus_per_worker=1, workers_per_trial=8)
+    assert fitting(trial_demand(eight), [GPU_NODE]) == 0
+    assert fitting(trial_demand(eight.model_copy(update={"min_workers_per_trial": 4})), [GPU_NODE]) == 1
 
 
 def test_only_the_least_number_of_actors_must_fit() -> None:

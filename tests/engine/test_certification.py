@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.certification import Model, Request, certified_images, sources_of
+from cadis_ray.certification import Model, Request, certified_images, read_request, sources_of
 from cadis_ray.config import changed, load_study
 from cadis_ray.console import Progress
 from cadis_ray.data import load
@@ -272,10 +272,6 @@ def test_other_weights_or_data_have_other_keys(tmp_path: Path) -> None:
     assert key(request("half", images=6)).data != original.data
 
 
-def certify(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
-    return cluster.command("cadis_ray.certify", *arguments)
-
-
 def counted(folder: Path) -> Any:
     """The votes of each stream, all blocks of an image added up."""
     found = {}
@@ -286,34 +282,35 @@ def counted(folder: Path) -> Any:
     return found
 
 
+@pytest.mark.usefixtures("in_process")
 def test_workers_and_deaths_change_no_vote(cluster: Cluster, tmp_path: Path) -> None:
-    """One actor undisturbed; three, one of which is killed; two, whose driver is killed, resumed."""
-    arguments = [DIGITS, "--images", 12, "--n0", 50, "--n", 2000, "--batch-size", 128]
+    """Four actors, of which one is killed and then their driver, resumed with two; against one in this process."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    arguments = [DIGITS, "--images", 12, "--n0", 50, "--n", 2000, "--batch-size", 128, "--out", run]
 
-    def start(name: str, *more: object) -> subprocess.Popen[str]:
-        return certify(cluster, *arguments, "--out", tmp_path / name, *more)
+    def start(*more: object) -> subprocess.Popen[str]:
+        return cluster.command("cadis_ray.certify", *arguments, *more)
 
-    def until_counted(driver: subprocess.Popen[str], name: str) -> None:
-        while not list((tmp_path / name / "counts").glob("*.counts")):
+    def until_counted(driver: subprocess.Popen[str], files: int) -> int:
+        while len(found := list((run / "counts").glob("*.counts"))) < files:
             assert driver.poll() is None, driver.communicate()[0]
             time.sleep(0.02)
+        return len(found)
 
-    def ended(driver: subprocess.Popen[str]) -> None:
-        output, _ = driver.communicate(timeout=240)
-        assert driver.returncode == 0, output
-
-    ended(start("one", "--actors", 1))
-    driver = start("three", "--actors", 3)
-    until_counted(driver, "three")
+    driver = start("--actors", 4)
+    files = until_counted(driver, 1)
     actors = [p for p in psutil.Process().children(recursive=True) if "ray::MapWorker" in " ".join(p.cmdline())]
     actors[0].kill()
-    ended(driver)
-    driver = start("two", "--actors", 2)
-    until_counted(driver, "two")
+    until_counted(driver, files + 1)
     driver.kill()
     driver.communicate()
-    ended(start("two", "--actors", 2, "--resume"))
-    assert counted(tmp_path / "one") == counted(tmp_path / "three") == counted(tmp_path / "two")
-    tables = {(tmp_path / name / "certificates" / "digits.jsonl").read_text() for name in ("one", "three", "two")}
-    assert len(tables) == 1
-    assert verify(tmp_path / "two") == []
+    driver = start("--actors", 2, "--resume")
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    asked = read_request(run)
+    with Progress() as progress:
+        certificates = certify_models(asked, CountsStore(alone / "counts"), progress, Resources(batch_size=500))
+    write_evidence(alone, asked, certificates, "cpu")
+    assert counted(run) == counted(alone)
+    assert len({(folder / "certificates" / "digits.jsonl").read_text() for folder in (run, alone)}) == 1
+    assert verify(run) == []
