@@ -48,7 +48,8 @@ def main() -> None:
     while (left := arguments.kills - sum(map(len, runs))) > 0:
         run = folder / f"killed-{len(runs)}"
         runs.append(killed(study, run, left, length, chance))
-        equal = {name: same and evidence(run)[name] == undisturbed[name] for name, same in equal.items()}
+        found = evidence(run)
+        equal = {name: same and found[name] == undisturbed[name] for name, same in equal.items()}
     states = [state for _, state, *_ in undisturbed["trials"].values()]
     same = {f"same_{name}": value for name, value in equal.items()}
     print(json.dumps({"seconds": round(length), "killed": runs, "states": states, **same}))

@@ -28,7 +28,7 @@ from PIL import Image
 from cadis_ray.models.checkpoints import write_safetensors
 from cadis_ray.models.classifiers import Classifier, load_classifier
 
-CLASSES, SHARD, SIGMA = 10, 5000, 0.5
+CLASSES, SHARD = 10, 5000
 CLASSIFIER = {"img_size": 64, "patch_size": 16, "num_classes": CLASSES, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
@@ -72,7 +72,7 @@ def write_study(folder: Path, images: int, side: int) -> tuple[Path, int]:
     study.write_text(json.dumps({
         "name": "streaming", "trials": 1, "space": {"finetuning.adv_weight": {"low": 1, "high": 2}},
         "base": {
-            "data": {"name": "parquet", "path": ".", "validation": 100, "test": images}, "sigma": SIGMA,
+            "data": {"name": "parquet", "path": ".", "validation": 100, "test": images}, "sigma": 0.5,
             "denoiser": {"family": "improved_diffusion", "checkpoint": "package:digits_denoiser.safetensors"},
             "base_classifier": {"kind": "classify"},
             "classifier": {

@@ -19,6 +19,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def without_password(address: str | None, instead: str) -> str | None:
+    """The address; ValueError where it is a URL with a password in it, which ``instead`` says how to give."""
+    if "://" in (address or "") and urlsplit(address).password is not None:
+        raise ValueError(f"holds a password; give it {instead}")
+    return address
+
+
 class Data(Section):
     """Where images come from and how many of each split are used.
 
@@ -41,9 +48,7 @@ class Data(Section):
     @field_validator("path")
     @classmethod
     def _without_password(cls, path: str | None) -> str | None:
-        if "://" in (path or "") and urlsplit(path).password is not None:
-            raise ValueError("holds a password; give it to the storage by its environment variables")
-        return path
+        return without_password(path, "to the storage by its environment variables")
 
 
 class Denoiser(Section):
@@ -152,6 +157,4 @@ class BlackBox(Section):
     @field_validator("endpoint")
     @classmethod
     def _without_password(cls, endpoint: str | None) -> str | None:
-        if "://" in (endpoint or "") and urlsplit(endpoint).password is not None:
-            raise ValueError("holds a password; give it to the service by its environment")
-        return endpoint
+        return without_password(endpoint, "to the service by its environment")
