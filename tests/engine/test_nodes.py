@@ -20,6 +20,8 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 from tests_engine import Cluster, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
+from cadis_ray.base_classifier import load_base, load_view
+from cadis_ray.certification import certified_images, read_request, sources_of
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
 from cadis_ray.finetuning.checkpoint import save_checkpoint
@@ -27,6 +29,8 @@ from cadis_ray.finetuning.denoised import Fresh, make_denoising
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.ledger import Ledger
 from cadis_ray.models.checkpoints import read_state
+from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.smoothing.sampling import sample_votes
 
 LIMIT = 600
 EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last
@@ -79,6 +83,36 @@ def test_a_trial_outlives_its_worker_and_its_node(nodes: ray.cluster_utils.Clust
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_a_node_taken_away_from_a_certification_loses_no_vote(nodes: ray.cluster_utils.Cluster, tmp_path: Path) -> None:
+    """Four actors, more than one node has CPUs for; counted by this process, all at once, it is the same."""
+    study, run = write_study(tmp_path / "small.yaml", small_study()), tmp_path / "run"
+    arguments = [study, "--images", 12, "--n0", 50, "--n", 3000, "--batch-size", 128, "--actors", 4, "--out", run]
+    driver = Cluster(str(nodes.address), "").command("cadis_ray.certify", *arguments)
+    try:
+        until(driver, lambda: any((run / "counts").glob("*.counts")))
+        lost = next(node for node in nodes.worker_nodes if processes(node, "ray::MapWorker"))
+        nodes.remove_node(lost, allow_graceful=False)
+        output, _ = driver.communicate(timeout=LIMIT)
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert driver.returncode == 0, output
+    asked = read_request(run)
+    images, num_classes = certified_images(asked.base)
+    ((name, sources),) = sources_of(asked, images).items()
+    stored = CountsStore(run / "counts").load()
+    view = load_view(asked.base, "denoised")
+    classifier = load_base(asked.models[name].configuration, None)
+    for stream, n in asked.mode.most(asked.base.certification).items():
+        expected = sample_votes(
+            images.images, images.ids, view, [classifier], num_classes=num_classes, seed=asked.seed, stream=stream,
+            start=0, size=n, batch_size=500,
+        )  # fmt: skip
+        found = stored[sources[stream]].prefix(images.ids.numpy(), n, num_classes + 1)
+        assert np.array_equal(found, expected[0].numpy())
 
 
 def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
