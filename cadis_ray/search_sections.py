@@ -89,9 +89,10 @@ class Scheduler(Section):
 class Resources(Section):
     """What the study takes of the cluster. ``workers_per_trial`` 0: a trial trains in its own process (Ray Train's
     local mode), which on a small machine saves the start of five processes a trial. ``min_workers_per_trial``: a trial
-    starts, and goes on where nodes went away, with so few, and takes more when they come; None: all or none. ``actors``
-    denoise or certify; a cluster with less room goes on with ``min_actors``. GPUs: a whole number, or a share of one,
-    so that several fit on it. ``batch_size``: of samples in an actor, None: it finds the fastest by itself.
+    starts, and goes on where nodes went away, with so few, and takes more when they come; None: all or none.
+    ``data_parallel``: ddp: each worker keeps all of the optimiser's state; fsdp: its share, for classifiers that do not
+    fit. ``actors`` denoise or certify; a cluster with less room goes on with ``min_actors``. GPUs: a whole number, or a
+    share of one, so that several fit on it. ``batch_size``: of samples in an actor, None: it finds the fastest.
 
     ``pool``: where trials find denoised training images: Ray's object store, the run's folder, or nowhere, so that
     each trial denoises its own; of the same training. ``pool_gb``: at most so much of them is kept, the first epochs.
@@ -99,6 +100,7 @@ class Resources(Section):
 
     workers_per_trial: Annotated[int, Field(ge=0)] = 1
     min_workers_per_trial: Count | None = None
+    data_parallel: Literal["ddp", "fsdp"] = "ddp"
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative = 0.0
     concurrent_trials: Count = 2

@@ -34,6 +34,8 @@ WORKER_FAILURES = 3
 CONTROLLER_FAILURES = 30  # Ray tries once a minute
 PREEMPTIONS = 30
 CHECKPOINTS = 3  # the ledger may know the last epoch's or the one's before, and between them one may be interrupted
+# Passes after the first of a step go through the bare module, so buffers must not be what they wait for.
+DDP = {"forward_sync_buffers": False}
 # A trial with workers only waits: they book their CPUs and GPUs in a placement group of their own.
 DRIVER = {"CPU": 0.01}
 
@@ -168,7 +170,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     if study.resources.workers_per_trial:
         if ray.train.get_context().get_world_rank() == 0:
             _hold(config["folder"].with_name(f"trial-{config['number']:04d}.placement_group"))
-        worker, send = _train_worker(), _report_from_worker
+        worker, send = _train_worker(study.resources), _report_from_worker
         latest = ray.train.get_checkpoint()
         resume = Path(latest.path) if latest else config["resume"]
     else:
@@ -177,13 +179,13 @@ def train_loop(config: dict[str, Any]) -> str | None:
 
     def hand_over(report: dict[str, Any], name: str, reached: Epoch | Interruption, standing: Standing) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if worker.rank == 0 and reached.optimiser is not None:
+            checkpoint, writes = None, worker.rank == 0
+            if reached.optimiser is not None and (writes or study.resources.data_parallel == "fsdp"):
                 save_checkpoint(
-                    Path(folder), reached.classifier, reached.optimiser, chosen, seed=study.seed, epoch=reached.epoch,
-                    standing=standing,
+                    Path(folder) if writes else None, reached.classifier, reached.optimiser, chosen, seed=study.seed,
+                    epoch=reached.epoch, standing=standing,
                 )  # fmt: skip
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                checkpoint = ray.train.Checkpoint.from_directory(folder) if writes else None
             send(report, checkpoint, name)
 
     def keep(reached: Interruption) -> None:
@@ -223,12 +225,13 @@ def training_images(pool: Pool, train: "Split", denoising: Callable[[], "Denoisi
     return Filed(held) if isinstance(held, list) else ray.get(held)
 
 
-def _train_worker() -> "Worker":
+def _train_worker(resources: Resources) -> "Worker":
     """This worker's place among those of its trial; with several, models average gradients and counts are added up."""
     import ray.train.torch
     import torch.distributed
 
     from cadis_ray.finetuning.trial import Worker
+    from cadis_ray.models.sharding import shard
 
     context, device = ray.train.get_context(), str(ray.train.torch.get_device())
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -238,9 +241,8 @@ def _train_worker() -> "Worker":
     def add(counts: torch.Tensor) -> None:
         torch.distributed.all_reduce(counts)
 
-    # Passes after the first of a step go through the bare module, so buffers must not be what they wait for.
-    wrap = partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"broadcast_buffers": False})
-    return Worker(rank, world, device, wrap, add, _leaving)
+    average = partial(ray.train.torch.prepare_model, parallel_strategy_kwargs=DDP)
+    return Worker(rank, world, device, shard if resources.data_parallel == "fsdp" else average, add, _leaving)
 
 
 def _leaving() -> bool:

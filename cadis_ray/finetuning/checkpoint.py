@@ -17,6 +17,7 @@ from cadis_ray.models.checkpoints import read_state, sha256_of, write_safetensor
 from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.coordinator import Coordinator
 from cadis_ray.models.lora import add_lora, load_trainable_state, merge_lora, trainable_state
+from cadis_ray.models.sharding import like, sharded, whole
 from cadis_ray.rules import image_shape
 from cadis_ray.trial_sections import Configuration
 
@@ -80,7 +81,7 @@ def _black_box(configuration: Configuration, seed: int) -> BlackBoxModel:
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: Path | None,
     classifier: Trained,
     optimiser: torch.optim.Optimizer,
     configuration: Configuration,
@@ -91,10 +92,15 @@ def save_checkpoint(
 ) -> None:
     """Write what training changed, the optimiser's state and, last, the record into an existing folder.
 
-    ``epoch``: how many are done; ``standing``: how far the next one has come.
+    ``epoch``: how many are done; ``standing``: how far the next one has come. Where weights are sharded, all workers
+    call this together, but for one with None: they give their shards and write nothing.
     """
-    write_safetensors(folder / WEIGHTS, trainable_state(classifier))
-    write_safetensors(folder / OPTIMISER, _flat(optimiser))
+    with sharded(classifier):
+        weights, state = trainable_state(classifier), _flat(optimiser)
+    if folder is None:
+        return
+    write_safetensors(folder / WEIGHTS, weights)
+    write_safetensors(folder / OPTIMISER, state)
     record = {
         "epoch": epoch,
         "standing": standing._asdict(),
@@ -111,12 +117,15 @@ def restore_checkpoint(folder: Path, classifier: Trained, optimiser: torch.optim
     Raises DataError for a damaged folder.
     """
     record = read_record(folder)
-    load_trainable_state(classifier, read_state(folder / WEIGHTS))
+    with sharded(classifier):
+        load_trainable_state(classifier, read_state(folder / WEIGHTS))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = optimiser.state_dict()
     state["state"] = {}
     for key, value in load_file(folder / OPTIMISER).items():
         index, name = key.split(".")
-        state["state"].setdefault(int(index), {})[name] = value
+        moment = value if name == "step" else like(value, parameters[int(index)])
+        state["state"].setdefault(int(index), {})[name] = moment
     optimiser.load_state_dict(state)
     standing = record["standing"]
     return int(record["epoch"]), Standing(standing["steps"], standing["images"], tuple(standing["sums"]))
@@ -160,7 +169,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}.{name}": torch.as_tensor(value)
+        f"{index}.{name}": whole(torch.as_tensor(value))
         for index, values in optimiser.state_dict()["state"].items()
         for name, value in values.items()
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cadis_ray.finetuning.loss import Losses, denoised_ce_loss, ft_cadis_loss
 from cadis_ray.finetuning.noisy_loss import gaussian_loss, smoothadv_loss
 from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
+from cadis_ray.models.sharding import reduce_gradients, sharded
 
 if TYPE_CHECKING:
     from cadis_ray.trial_sections import FineTuning
@@ -94,11 +95,13 @@ def train_epoch(
                 (losses.total * part.scale).backward()
             # What leaves the device here is also what notices a diverged run.
             means += torch.stack([*losses]).detach().cpu() * (len(part.labels) / step_images)
-        norm = clip_gradients(model.parameters(), settings.clip, settings.clip_norm)
-        values = torch.cat([means, norm.detach().cpu().view(1)])
-        if not values.isfinite().all():
-            raise NonFiniteLoss(epoch, step)
-        optimiser.step()
+        reduce_gradients(model)
+        with sharded(model):
+            norm = clip_gradients(model.parameters(), settings.clip, settings.clip_norm)
+            values = torch.cat([means, norm.detach().cpu().view(1)])
+            if not values.isfinite().all():
+                raise NonFiniteLoss(epoch, step)
+            optimiser.step()
         sums += values * step_images
         images += step_images
         after_step(Standing(step - first_step + 1, images, tuple(sums.tolist())))

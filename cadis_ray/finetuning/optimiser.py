@@ -1,19 +1,20 @@
 """AdamW with layer-wise decay, its schedules, and gradient clipping, as in the authors' program."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from cadis_ray.models.sharding import BLOCK
 
 if TYPE_CHECKING:
     from cadis_ray.trial_sections import FineTuning
 
-# The block a parameter lies in: the longest prefix that ends in a number after one of these names.
-BLOCK = re.compile(r".*\b(?:blocks|layers?)\.\d+\.")
 EMBEDDINGS = ("cls_token", "dist_token", "reg_token", "pos_embed", "position_embeddings")
 
 
@@ -85,10 +86,16 @@ def apply_schedule(
 def clip_gradients(parameters: Iterable[nn.Parameter], how: Literal["per_tensor", "global"], max_norm: float) -> Tensor:
     """Scales gradients down to l2 norm ``max_norm``, each tensor (the authors') or all as one vector.
 
-    Returns the global norm before clipping, which is not finite if any gradient is not.
+    Returns the global norm before clipping, which is not finite if any gradient is not. Of sharded gradients, whose
+    norms are those of whole tensors, all workers clip together.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
     norms = torch.stack([gradient.norm() for gradient in gradients])
+    if isinstance(found[0], DTensor):
+        norms = norms.square_()
+        dist.all_reduce(norms, group=found[0].device_mesh.get_group())
+        norms = norms.sqrt_()
     total = norms.norm()
     limits = norms if how == "per_tensor" else total.expand_as(norms)
     for gradient, factor in zip(gradients, (max_norm / (limits + 1e-6)).clamp(max=1), strict=True):

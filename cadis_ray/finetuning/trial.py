@@ -19,6 +19,7 @@ from cadis_ray.finetuning.evaluate import votes_on
 from cadis_ray.finetuning.noisy import Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
+from cadis_ray.models.sharding import sharded
 from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
@@ -31,8 +32,9 @@ Draws = np.ndarray | Noisy  # [samples, rows]: (S, R, C, H, W)
 
 @dataclass(frozen=True)
 class Worker:
-    """This process's place in the trial. ``wrap`` makes a model average its gradients over the workers; ``add`` sums
-    a tensor over them in place; ``leaving``: whether one of their machines is about to go, with one answer for all."""
+    """This process's place in the trial. ``wrap`` makes a model average its gradients over the workers, or shards it in
+    place; ``add`` sums a tensor over them in place; ``leaving``: whether one of their machines is about to go, with one
+    answer for all."""
 
     rank: int = 0
     world: int = 1
@@ -106,10 +108,11 @@ def trial_epochs(
         yield Epoch(0, spent(0, votes), votes, classifier, None)
         return
     spsa = settings.recipe == "black_box_prompt"
-    optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
+    model = classifier if spsa else worker.wrap(classifier)
+    with sharded(classifier):
+        optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
     done, standing = restore_checkpoint(resume, classifier, optimiser) if resume else (0, BEGINNING)
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
-    model = worker.wrap(classifier)
     steps = -(-len(data.train.ids) // settings.batch_size)
     for epoch in range(done, settings.last_epoch):
         began = standing if epoch == done else BEGINNING

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.classifiers import Classifier
+from cadis_ray.models.sharding import like, whole
 
 # Where the attention has three linear layers, libraries give them one of these names.
 ALIASES = {"q": ("query", "q_proj"), "k": ("key", "k_proj"), "v": ("value", "v_proj")}
@@ -97,7 +98,7 @@ def trainable_parameters(module: nn.Module) -> int:
 
 def trainable_state(classifier: nn.Module) -> dict[str, Tensor]:
     """Copies, on the CPU, of all that training changes: trained parameters, and running statistics if any."""
-    return {key: value.detach().cpu().clone() for key, value in _trained(classifier).items()}
+    return {key: whole(value) for key, value in _trained(classifier).items()}
 
 
 def load_trainable_state(classifier: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +116,7 @@ def load_trainable_state(classifier: nn.Module, state: Mapping[str, Tensor]) -> 
         )
     with torch.no_grad():
         for key, value in state.items():
-            trained[key].copy_(value)
+            trained[key].copy_(like(value, trained[key]))
 
 
 def _trained(classifier: nn.Module) -> dict[str, Tensor]:

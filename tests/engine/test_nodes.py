@@ -18,17 +18,19 @@ import torch
 from ray._private.node import Node
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue], compiled
 from ray.core.generated import autoscaler_pb2
-from tests_engine import Cluster, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
+from tests_engine import (  # pyright: ignore[reportMissingImports]
+    Cluster,
+    epochs_recorded,
+    small_study,
+    states,
+    undisturbed,
+    write_study,
+)
 
 from cadis_ray.base_classifier import load_base, load_view
 from cadis_ray.certification import certified_images, read_request, sources_of
-from cadis_ray.config import configuration, load_study
-from cadis_ray.data import load
-from cadis_ray.finetuning.checkpoint import save_checkpoint
-from cadis_ray.finetuning.denoised import Fresh, make_denoising
-from cadis_ray.finetuning.trial import trial_epochs
+from cadis_ray.config import load_study
 from cadis_ray.ledger import Ledger
-from cadis_ray.models.checkpoints import read_state
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
 
@@ -79,7 +81,10 @@ def test_a_trial_outlives_its_worker_and_its_node(nodes: ray.cluster_utils.Clust
     finally:
         driver.kill()
         driver.communicate()
-    ours, theirs = checkpoint(folder), undisturbed(study, folder, tmp_path / "undisturbed")
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        (trial,), kept = ledger.trials(), ledger.epochs(0)[-1].checkpoint
+    assert kept
+    ours, theirs = states(Path(kept)), undisturbed(load_study(study), trial.parameters, tmp_path / "undisturbed")
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], atol=1e-6, rtol=0)
@@ -113,33 +118,6 @@ def test_a_node_taken_away_from_a_certification_loses_no_vote(nodes: ray.cluster
         )  # fmt: skip
         found = stored[sources[stream]].prefix(images.ids.numpy(), n, num_classes + 1)
         assert np.array_equal(found, expected[0].numpy())
-
-
-def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights and state of the optimiser after the last epoch of the only trial."""
-    with Ledger(folder / "ledger.sqlite") as ledger:
-        kept = ledger.epochs(0)[-1].checkpoint
-    assert kept
-    return states(Path(kept))
-
-
-def states(folder: Path) -> dict[str, torch.Tensor]:
-    parts = {name: read_state(folder / f"{name}.safetensors") for name in ("classifier", "optimiser")}
-    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
-
-
-def undisturbed(path: Path, run: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """What the same trial is after its last epoch without Ray, in this process."""
-    study = load_study(path)
-    with Ledger(run / "ledger.sqlite") as ledger:
-        chosen = configuration(study, ledger.trials()[0].parameters)
-    data, denoising = load(chosen.data), make_denoising(chosen, study.seed, "cpu")
-    nothing = np.zeros((8, 1, 1, 8, 8), np.float16)
-    *_, last = trial_epochs(chosen, data, lambda number: Fresh(denoising, data.train, number), nothing, seed=study.seed)
-    folder.mkdir()
-    assert last.optimiser is not None
-    save_checkpoint(folder, last.classifier, last.optimiser, chosen, seed=study.seed, epoch=last.epoch)
-    return states(folder)
 
 
 def processes(node: Node, title: str) -> list[int]:

@@ -5,10 +5,19 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
+from cadis_ray.config import Study, configuration
+from cadis_ray.data import load
+from cadis_ray.finetuning.checkpoint import save_checkpoint
+from cadis_ray.finetuning.denoised import Fresh, make_denoising
+from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.ledger import Ledger
+from cadis_ray.models.checkpoints import read_state
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,7 +45,7 @@ class Cluster:
         return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=self.environment)
 
 
-def small_study(**resources: int) -> dict:
+def small_study(**resources: Any) -> dict:
     """The digits study with few images, samples and epochs, and a baseline that diverges."""
     study = yaml.safe_load((REPOSITORY / "search_spaces" / "digits.yaml").read_text())
     study |= {"name": "small", "trials": 3, "sampler": {"name": "tpe", "startup": 1}}
@@ -59,6 +68,24 @@ def small_study(**resources: int) -> dict:
 def write_study(path: Path, study: dict) -> Path:
     path.write_text(yaml.safe_dump(study))
     return path
+
+
+def states(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights and state of the optimiser in a checkpoint."""
+    parts = {name: read_state(checkpoint / f"{name}.safetensors") for name in ("classifier", "optimiser")}
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+
+
+def undisturbed(study: Study, parameters: dict, folder: Path) -> dict[str, torch.Tensor]:
+    """``states`` of a trial after its last epoch without Ray, in this process."""
+    chosen = configuration(study, parameters)
+    data, denoising = load(chosen.data), make_denoising(chosen, study.seed, "cpu")
+    nothing = np.zeros((8, 1, 1, 8, 8), np.float16)
+    *_, last = trial_epochs(chosen, data, lambda number: Fresh(denoising, data.train, number), nothing, seed=study.seed)
+    folder.mkdir()
+    assert last.optimiser is not None
+    save_checkpoint(folder, last.classifier, last.optimiser, chosen, seed=study.seed, epoch=last.epoch)
+    return states(folder)
 
 
 def epochs_recorded(folder: Path) -> int:
