@@ -28,6 +28,7 @@ from cadis_ray.smoothing.bounds import max_radius
 from cadis_ray.smoothing.counts import NO_BLOCKS, CountsStore
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.summary import certificates_from
 
 SCHEMA = 1
 METHODS = {"protocol": "clopper_pearson_fixed_n", "sequential": "mixture_e_process_capped"}
@@ -92,15 +93,12 @@ def verify(folder: Path) -> list[str]:
         if incomplete.any():
             problems += [f"{name}: image {image}: votes are missing" for image in ids[incomplete].tolist()]
             continue
-        predict, radius, p_a_lower = mode.conclude(settings, sigma, votes)
-        assert (radius <= max_radius(settings.n, settings.alpha, sigma)).all(), "a radius above the largest possible"
-        expected = Certificates(
-            name, settings.mode, sigma, settings.n0, settings.n, settings.alpha, ids, labels, predict, radius,
-            predict == labels, np.zeros(len(ids)), votes[Stream.SELECTION], votes[Stream.ESTIMATION], p_a_lower,
-        )  # fmt: skip
+        expected = certificates_from(name, request.base, ids, labels, votes)
+        largest = max_radius(settings.n, settings.alpha, sigma)
+        assert (expected.radius <= largest).all(), "a radius above the largest possible"
         problems += _differences(name, list(records(expected, sources, {})), _read(evidence_file(folder, name)))
         tsv = read_log(certificates_file(folder, name))
-        columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, predict), (tsv.radius, radius)
+        columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, expected.predict), (tsv.radius, expected.radius)
         if not all(np.array_equal(ours, theirs) for ours, theirs in columns):
             problems.append(f"{name}: {certificates_file(folder, name).name} does not say what the votes do")
     return problems

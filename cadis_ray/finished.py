@@ -16,8 +16,7 @@ from cadis_ray.report.sources import estimate_of
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.modes import MODES
-from cadis_ray.smoothing.noise import Stream
-from cadis_ray.summary import metrics_of
+from cadis_ray.summary import certificates_from, metrics_of, trial_result
 from cadis_ray.trial_sections import Configuration
 
 LEDGER, RESULT = "ledger.sqlite", "result.json"
@@ -87,11 +86,7 @@ def _trial(study: Study, ledger: Ledger, row: TrialRow, said: Mapping[str, Any] 
         acr, se, clean = (last.metrics[key] for key in ("acr", "acr_se", "clean"))
         images, samples = len(last.counts), int(last.counts[0].sum())
         estimate = Estimate(acr, se, clean, {}, study.base.certification.n, images, samples)
-    return TrialResult(
-        row.number, row.name, row.baseline is not None, row.state, row.reason, row.parameters, estimate,
-        [epoch.metrics | {"epoch": epoch.epoch} for epoch in epochs], row.trainable_parameters,
-        row.ended - row.started if row.ended else None, recount,
-    )  # fmt: skip
+    return trial_result(row, epochs, estimate, recount)
 
 
 def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping[Source, Blocks]) -> Certificates:
@@ -106,13 +101,8 @@ def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping
     wanted = mode.wanted(settings, base.sigma, label, votes)
     if any((votes[stream].sum(axis=1) < n).any() for stream, n in wanted.items()):
         raise IntegrityError(f"{run_dir}: votes of {name} are missing; finish the run, or restore its counts folder")
-    assert mode.conclude is not None, "a study certifies"
-    predict, radius, p_a_lower = mode.conclude(settings, base.sigma, votes)
     log = read_log(certificates_file(run_dir, name))
-    if not (np.array_equal(log.idx, ids) and np.array_equal(log.radius, radius)):
+    found = certificates_from(name, base, ids, label, votes, log.seconds)
+    if not (np.array_equal(log.idx, ids) and np.array_equal(log.radius, found.radius)):
         raise IntegrityError(f"{log.path}: not what the votes say; check: python -m cadis_ray.certify verify {run_dir}")
-    seconds = np.zeros(len(ids)) if log.seconds is None else log.seconds
-    return Certificates(
-        name, settings.mode, base.sigma, settings.n0, settings.n, settings.alpha, ids, label, predict, radius,
-        predict == label, seconds, votes[Stream.SELECTION], votes[Stream.ESTIMATION], p_a_lower,
-    )  # fmt: skip
+    return found

@@ -1,16 +1,18 @@
 """From a run's ledger to the results that table, report, MLflow and result.json are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cadis_ray.config import Study, searched_paths
-from cadis_ray.ledger import Ledger, TrialRow
-from cadis_ray.results import Estimate, StudyResult, TrialResult
+from cadis_ray.ledger import EpochRow, Ledger, TrialRow
+from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.search_sections import Metric, Objective
 from cadis_ray.smoothing.estimate import estimate
+from cadis_ray.smoothing.modes import MODES, Votes
+from cadis_ray.smoothing.noise import Stream
 from cadis_ray.trial_sections import Configuration
 
 ACR = Objective()
@@ -35,9 +37,41 @@ def estimate_from(
     )
 
 
+def certificates_from(
+    name: str, base: Configuration, ids: np.ndarray, labels: np.ndarray, votes: Votes, seconds: np.ndarray | None = None
+) -> Certificates:
+    """What follows from a model's votes (N, K + 1) of each stream on the images ``ids`` (N,), in the base's mode."""
+    settings, sigma = base.certification, base.sigma
+    conclude = MODES[settings.mode].conclude
+    assert conclude is not None, "an estimate is no certificate"
+    predict, radius, p_a_lower = conclude(settings, sigma, votes)
+    return Certificates(
+        name, settings.mode, sigma, settings.n0, settings.n, settings.alpha, ids, labels, predict, radius,
+        predict == labels, np.zeros(len(ids)) if seconds is None else seconds, votes[Stream.SELECTION],
+        votes[Stream.ESTIMATION], p_a_lower,
+    )  # fmt: skip
+
+
 def trial_results(study: Study, ledger: Ledger, labels: np.ndarray) -> list[TrialResult]:
     """All trials and baselines as they stand; ``labels`` are those of the validation images counted on."""
-    return [_trial(study, ledger, row, labels) for row in ledger.trials()]
+    found = []
+    for row in ledger.trials():
+        epochs = ledger.epochs(row.number)
+        counted = row.state != "failed" and bool(epochs)
+        estimated = estimate_from(study.base, labels, epochs[-1].counts) if counted else None
+        found.append(trial_result(row, epochs, estimated))
+    return found
+
+
+def trial_result(
+    row: TrialRow, epochs: Sequence[EpochRow], estimate: Estimate | None, recount: Estimate | None = None
+) -> TrialResult:
+    """A trial as the ledger has it, with what was estimated of it."""
+    return TrialResult(
+        row.number, row.name, row.baseline is not None, row.state, row.reason, row.parameters, estimate,
+        [epoch.metrics | {"epoch": epoch.epoch} for epoch in epochs], row.trainable_parameters,
+        row.ended - row.started if row.ended else None, recount,
+    )  # fmt: skip
 
 
 def summarise(study: Study, run_dir: Path, trials: list[TrialResult], recounts: Mapping[str, Estimate]) -> StudyResult:
@@ -139,20 +173,3 @@ def _score(metric: Metric, found: Estimate) -> float:
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
-
-
-def _trial(study: Study, ledger: Ledger, row: TrialRow, labels: np.ndarray) -> TrialResult:
-    epochs = ledger.epochs(row.number)
-    counted = row.state != "failed" and bool(epochs)
-    return TrialResult(
-        number=row.number,
-        name=row.name,
-        baseline=row.baseline is not None,
-        state=row.state,
-        reason=row.reason,
-        parameters=row.parameters,
-        estimate=estimate_from(study.base, labels, epochs[-1].counts) if counted else None,
-        epochs=[epoch.metrics | {"epoch": epoch.epoch} for epoch in epochs],
-        trainable_parameters=row.trainable_parameters,
-        seconds=row.ended - row.started if row.ended else None,
-    )

@@ -17,7 +17,7 @@ from cadis_ray.results import Certificates, Estimate
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream
-from cadis_ray.summary import estimate_from
+from cadis_ray.summary import certificates_from, estimate_from
 
 IMAGES_PER_ITEM = 8
 BLOCK = 500
@@ -33,19 +33,9 @@ def certify_models(
     A certificate's seconds are those of this process's actors: what an earlier one counted is not in them.
     """
     base, (test, _) = request.base, certified_images(request.base)
-    settings, seconds = base.certification, np.zeros(len(test.ids))
-    conclude = request.mode.conclude
-    assert conclude is not None, "an estimate is no certificate"
-    found = {}
-    for name, own in count_models(request, store, progress, resources, seconds).items():
-        predict, radius, p_a_lower = conclude(settings, base.sigma, own)
-        label = test.labels.numpy()
-        found[name] = Certificates(
-            name, settings.mode, base.sigma, settings.n0, settings.n, settings.alpha,
-            test.ids.numpy(), label, predict, radius, predict == label, seconds,
-            own[Stream.SELECTION], own[Stream.ESTIMATION], p_a_lower,
-        )  # fmt: skip
-    return found
+    ids, labels, seconds = test.ids.numpy(), test.labels.numpy(), np.zeros(len(test.ids))
+    votes = count_models(request, store, progress, resources, seconds)
+    return {name: certificates_from(name, base, ids, labels, own, seconds) for name, own in votes.items()}
 
 
 def estimate_models(

@@ -66,12 +66,13 @@ def run_trial(config: dict[str, Any], *, study: Study, pool: Pool, storage: str)
 
     resources = study.resources
     least, most = resources.min_workers_per_trial, resources.workers_per_trial
-    _release(Path(storage) / f"trial-{config['number']:04d}.placement_group")
+    note = Path(storage) / f"trial-{config['number']:04d}.placement_group"
+    _release(note)
     name = f"trial-{config['number']:04d}-{config['session']}"
     reports = Epochs()
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=config | {"study": study, "pool": pool, "folder": Path(storage) / name},
+        train_loop_config=config | {"study": study, "pool": pool, "folder": Path(storage) / name, "note": note},
         # 0 workers: Ray Train's local mode, in this process.
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least is None else (least, most),
@@ -169,7 +170,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     labels = data.validation.first(chosen.validation.images).labels.numpy()
     if study.resources.workers_per_trial:
         if ray.train.get_context().get_world_rank() == 0:
-            _hold(config["folder"].with_name(f"trial-{config['number']:04d}.placement_group"))
+            _hold(config["note"])
         worker, send = _train_worker(study.resources), _report_from_worker
         latest = ray.train.get_checkpoint()
         resume = Path(latest.path) if latest else config["resume"]

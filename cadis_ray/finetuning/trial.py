@@ -1,6 +1,6 @@
 """One trial: fine-tune epoch by epoch, count votes on validation images after each. What every worker runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def trial_epochs(
     cost = Cost(configuration, classifier)
 
     def spent(trained: float, votes: np.ndarray) -> dict[str, float]:
-        found = {kind: _summed(value, worker) for kind, value in cost.since_last().items()}
+        own = cost.since_last()
+        found = dict(zip(own, _summed(own.values(), worker), strict=True))
         return found | {"denoiser_calls": float(cost.denoised(trained, votes))}
 
     if settings.recipe == "none":
@@ -132,7 +133,7 @@ def trial_epochs(
         if isinstance(optimiser, SpsaGc):
             metrics = spsa_epoch(
                 classifier, optimiser, batches, epoch=epoch, first_step=epoch * steps,
-                average=lambda value: _summed(value, worker) / worker.world,
+                average=lambda value: _summed([value], worker)[0] / worker.world,
             )  # fmt: skip
         else:
             metrics = train_epoch(
@@ -178,15 +179,15 @@ def _spsa(classifier: nn.Module, settings: FineTuning, seed: int) -> SpsaGc:
 
 
 def _standing_of_all(standing: Standing, worker: Worker) -> Standing:
-    sums = tuple(_summed(value, worker) for value in standing.sums)
-    return Standing(standing.steps, int(_summed(standing.images, worker)), sums)
+    images, *sums = _summed((standing.images, *standing.sums), worker)
+    return Standing(standing.steps, int(images), tuple(sums))
 
 
-def _summed(value: float, worker: Worker) -> float:
-    """The sum of a number over the workers."""
-    total = torch.tensor(float(value), dtype=torch.float64).to(worker.device)
+def _summed(values: Iterable[float], worker: Worker) -> list[float]:
+    """Each number's sum over the workers."""
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64).to(worker.device)
     worker.add(total)
-    return total.item()
+    return total.tolist()
 
 
 def _batches(
@@ -223,11 +224,8 @@ def _batches(
 def _of_all(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
     """Means over the images of all workers from those of this one; what is the same everywhere stays."""
     images = metrics["images"]
-    sums = torch.tensor([value * images for value in metrics.values()], dtype=torch.float64).to(worker.device)
-    share = torch.tensor(images, dtype=torch.float64).to(worker.device)
-    worker.add(sums)
-    worker.add(share)
-    return dict(zip(metrics, (sums / share).tolist(), strict=True)) | {"images": share.item()}
+    total, *sums = _summed((images, *(value * images for value in metrics.values())), worker)
+    return dict(zip(metrics, (value / total for value in sums), strict=True)) | {"images": total}
 
 
 def _count(classifier: nn.Module, data: DataSet, denoised: Draws, rung: Rung, seed: int, worker: Worker) -> np.ndarray:

@@ -26,7 +26,7 @@ def test_two_workers_with_a_share_each_write_the_checkpoint_of_one(tmp_path: Pat
     small["base"]["data"] |= {"train": 150}
     study = load_study(write_study(tmp_path / "study.yaml", small))
     pool = Pool([None, None], ray.put(np.zeros((8, 60, 1, 8, 8), np.float16)))
-    config = {"number": 0, "session": 0, "parameters": PARAMETERS, "resume": None, "folder": tmp_path / "trial"}
+    config = {"number": 0, "session": 0, "parameters": PARAMETERS, "resume": None, "note": tmp_path / "note"}
     trained = TorchTrainer(
         train_loop,
         train_loop_config=config | {"study": study, "pool": pool},
