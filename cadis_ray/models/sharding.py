@@ -1,9 +1,10 @@
-"""Fully sharded data parallelism (FSDP2) for classifiers whose gradients and optimiser state do not fit on one device.
+"""Fully sharded data parallelism (FSDP2) for classifiers that do not fit on one device beside their optimiser.
 
-Each worker keeps 1 / workers of the weights as the optimiser's own, of the gradients, and of the optimiser's state.
-Outside the optimiser's step it also has all weights, gathered once a step: an attack takes a number of passes that
-differs between workers, and a pass over sharded weights would wait for the other workers. Weights that do not fit on
-one device could not be certified either. For the same reason gradients are reduced once, after the last backward pass.
+Each worker updates 1 / workers of the weights, and keeps the averaged gradients and the optimiser's state of these
+alone. Outside the optimiser's step it has all weights, gathered once a step: an attack takes a number of passes that
+differs between workers, and a pass over sharded weights would wait for the other workers. For the same reason gradients
+are reduced once a step, after the last backward pass. Weights that do not fit on one device could not be certified
+either.
 """
 
 import re
