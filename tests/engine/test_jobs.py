@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,14 +137,16 @@ def autoscaling(address: str) -> dict:
 
 
 def end(head: subprocess.Popen[bytes]) -> None:
-    """End a head and all that it started, by process id; what is still there 30 s after SIGTERM is killed."""
+    """End a head and all that it started, by process id; what is still there 3 s after SIGTERM is killed."""
     family = [] if head.poll() is not None else psutil.Process(head.pid).children(recursive=True)
-    head.terminate()
-    head.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    for process in alive:
+    for process in (head, *family):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=3)
+    for process in (head, *alive):
         process.kill()
-    psutil.wait_procs(family, timeout=30)
+    head.wait()
+    psutil.wait_procs(alive, timeout=30)
 
 
 def until(reached: Callable[[], bool], limit: float = LIMIT) -> None:
