@@ -1,6 +1,7 @@
 """One, two and four processes train as one: they average gradients, or keep a shard of them and of the optimiser."""
 
 import math
+import multiprocessing
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from cadis_ray.config import configuration, load_study
@@ -81,7 +82,8 @@ def learned(value: torch.Tensor, key: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(("world", "parameters", "sharding"), [(2, {}, False), (4, {}, False), (3, FULL, True)])
 def test_workers_train_as_one(tmp_path: Path, world: int, parameters: dict, sharding: bool) -> None:
-    spawn(process, (world, tmp_path, parameters, sharding), nprocs=world)
+    multiprocessing.set_forkserver_preload(["cadis_ray.finetuning.trial"])  # imported once for all processes
+    start_processes(process, (world, tmp_path, parameters, sharding), nprocs=world, start_method="forkserver")
     (metrics, votes, state), again = torch.load(tmp_path / "found", weights_only=False)
     expected, expected_votes, expected_state = trained(list(epochs(Worker(), parameters)))
     for ours, theirs in zip(metrics, expected, strict=True):
