@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own use of SQLAlchemy
 ]
 PNG = b"\x89PNG"
-UNFOLD = "document.querySelector('[data-component-id*=runnamecellrenderer]').click()"
+FOLDED = "[data-component-id*=runnamecellrenderer]"
 
 
 def test_mlflow_shows_parent_and_nested_trials_and_compares_them(told: Any, tmp_path: Path) -> None:
@@ -33,8 +33,7 @@ def test_mlflow_shows_parent_and_nested_trials_and_compares_them(told: Any, tmp_
         await page.open(f"{told.uri}/#/experiments/{experiment.experiment_id}/runs")
         text = await page.text_with("33 matching runs", "Expand rows")
         assert "trial-00" not in text  # one line, the study's, with its trials folded below it
-        await page.evaluate(UNFOLD)
-        await page.text_with("trial-00")
+        await page.text_with("trial-00", click=FOLDED)
         await page.picture(tmp_path / "runs.png")
         await page.open(f"{told.uri}/#/experiments/{experiment.experiment_id}/runs/{ids['trial-0031']}")
         await page.text_with("trial-0031", "acr", "finetuning.adv_weight", "4.375")

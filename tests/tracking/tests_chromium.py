@@ -62,16 +62,21 @@ class Page:
         answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"].get("value")
 
-    async def text_with(self, *wanted: str, limit: float = 90) -> str:
-        """The page's visible text, once it holds all that is wanted."""
+    async def text_with(self, *wanted: str, limit: float = 90, click: str = "") -> str:
+        """The page's visible text, once it holds all that is wanted. ``click``: a selector of what shows it; clicked
+        every 5 s, as a page that is still being made takes no click."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit
+        clicked = 0.0
         while True:
             text = await self.evaluate("document.body ? document.body.innerText : ''") or ""
             missing = [one for one in wanted if one not in text]
             if not missing:
                 return text
             assert loop.time() < until, f"{missing} not on the page:\n{text[:3000]}"
+            if click and loop.time() > clicked + 5:
+                await self.evaluate(f"document.querySelector({json.dumps(click)})?.click()")
+                clicked = loop.time()
             await asyncio.sleep(0.3)
 
     async def picture(self, path: Path) -> None:
