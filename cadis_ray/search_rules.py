@@ -67,6 +67,9 @@ def _resources(resources: Resources) -> Iterator[Finding]:
     if (resources.min_workers_per_trial or 0) > resources.workers_per_trial:
         text = f"got {resources.min_workers_per_trial}; need at most resources.workers_per_trial = "
         yield Finding(("resources", "min_workers_per_trial"), text + str(resources.workers_per_trial))
+    if resources.data_parallel == "fsdp" and resources.workers_per_trial < 2:
+        text = f"got fsdp, where resources.workers_per_trial = {resources.workers_per_trial}; need 2 or more to share"
+        yield Finding(("resources", "data_parallel"), text)
     for key in ("gpus_per_worker", "gpus_per_actor"):
         if (gpus := getattr(resources, key)) > 1 and not gpus.is_integer():
             yield Finding(("resources", key), f"got {gpus:g}; need a whole number, or a share of one GPU")

@@ -146,6 +146,10 @@ def test_an_autoscaler_is_asked_what_it_may_add(autoscaler: set[float]) -> None:
             {"workers_per_trial": 2, "min_workers_per_trial": 3},
             "resources.min_workers_per_trial: got 3; need at most resources.workers_per_trial = 2",
         ),
+        (
+            {"workers_per_trial": 1, "data_parallel": "fsdp"},
+            "resources.data_parallel: got fsdp, where resources.workers_per_trial = 1; need 2 or more to share",
+        ),
         ({"gpus_per_worker": 1.5}, "resources.gpus_per_worker: got 1.5; need a whole number, or a share of one GPU"),
     ],
 )
