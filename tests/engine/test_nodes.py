@@ -100,6 +100,8 @@ def test_a_node_taken_away_from_a_certification_loses_no_vote(nodes: ray.cluster
         until(driver, lambda: any((run / "counts").glob("*.counts")))
         lost = next(node for node in nodes.worker_nodes if processes(node, "ray::MapWorker"))
         nodes.remove_node(lost, allow_graceful=False)
+        counted = sum(int(blocks.votes.sum()) for blocks in CountsStore(run / "counts").load().values())
+        assert counted < 12 * (50 + 3000), "nothing was left to count"
         output, _ = driver.communicate(timeout=LIMIT)
     finally:
         driver.kill()

@@ -90,7 +90,10 @@ def test_workers_train_as_one(tmp_path: Path, world: int, parameters: dict, shar
         for key in ("loss", "sce", "madv", "learning_rate"):
             assert math.isclose(ours[key], theirs[key], rel_tol=1e-5), key
         for key in ("mask_share", "selected_share", "images"):
-            assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
+            # A step's parts are added in float32; an image more or less is 3e-3.
+            assert ours[key] == pytest.approx(
+                theirs[key], abs=1e-6 if "finetuning.accumulation" in parameters else 1e-12
+            ), key
     assert state.keys() == expected_state.keys()
     for key, value in state.items():
         torch.testing.assert_close(*map(learned, (value, expected_state[key]), (key, key)), atol=1e-4, rtol=1e-3)
