@@ -24,7 +24,7 @@ from cadis_ray.provenance import commit, versions
 from cadis_ray.report.files import certificates_file, write_whole
 from cadis_ray.report.logs import read_log
 from cadis_ray.results import Certificates
-from cadis_ray.smoothing.bounds import max_radius
+from cadis_ray.smoothing.bounds import max_radius, same_numbers
 from cadis_ray.smoothing.counts import NO_BLOCKS, CountsStore
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
@@ -98,8 +98,8 @@ def verify(folder: Path) -> list[str]:
         assert (expected.radius <= largest).all(), "a radius above the largest possible"
         problems += _differences(name, list(records(expected, sources, {})), _read(evidence_file(folder, name)))
         tsv = read_log(certificates_file(folder, name))
-        columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, expected.predict), (tsv.radius, expected.radius)
-        if not all(np.array_equal(ours, theirs) for ours, theirs in columns):
+        columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, expected.predict)
+        if not (all(np.array_equal(*both) for both in columns) and same_numbers(tsv.radius, expected.radius)):
             problems.append(f"{name}: {certificates_file(folder, name).name} does not say what the votes do")
     return problems
 
@@ -139,5 +139,5 @@ def _differences(name: str, expected: list[dict[str, Any]], found: list[dict[str
         return
     for ours, theirs in zip(expected, found, strict=True):
         for key, value in ours.items():
-            if theirs.get(key) != value:
+            if not (same_numbers(theirs.get(key), value) if isinstance(value, float) else theirs.get(key) == value):
                 yield f"{name}: image {ours['image_id']}: {key} is {theirs.get(key)}, its votes say {value}"

@@ -14,6 +14,7 @@ from cadis_ray.report.files import certificates_file, read_examples
 from cadis_ray.report.logs import read_log
 from cadis_ray.report.sources import estimate_of
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.smoothing.bounds import same_numbers
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.summary import certificates_from, metrics_of, trial_result
@@ -103,6 +104,6 @@ def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping
         raise IntegrityError(f"{run_dir}: votes of {name} are missing; finish the run, or restore its counts folder")
     log = read_log(certificates_file(run_dir, name))
     found = certificates_from(name, base, ids, label, votes, log.seconds)
-    if not (np.array_equal(log.idx, ids) and np.array_equal(log.radius, found.radius)):
+    if not (np.array_equal(log.idx, ids) and same_numbers(log.radius, found.radius)):
         raise IntegrityError(f"{log.path}: not what the votes say; check: python -m cadis_ray.certify verify {run_dir}")
     return found

@@ -5,12 +5,18 @@ A bound holds if k of n independent samples, n fixed beforehand, are votes for a
 at them: stopping early, reusing the selection's samples, counting one twice or dropping one voids it.
 """
 
+import math
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 ABSTAIN = -1
 MAX_SAMPLES = 2**53  # beyond it float64 cannot tell one n from the next
+ROUNDING = 1e-9  # of radii and probabilities, between two processors; one vote moves them by far more
+DIGITS = 40  # of a ceiling, before it is rounded to the 16 of float64
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -24,7 +30,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     """
     check_level(alpha)
     k, n = checked_trials(k, n)
-    ceiling = alpha ** (1 / n)  # the bound at k = n, which no rounding in the quantile's routine may exceed
+    ceiling = _ceiling(n, alpha)  # the bound at k = n, which no rounding in the quantile's routine may exceed
     quantile = np.minimum(special.betaincinv(np.maximum(k, 1), n - k + 1, alpha), ceiling)
     return np.where(k == 0, 0.0, np.where(k == n, ceiling, quantile))[()]
 
@@ -143,6 +149,12 @@ def predict(counts: ArrayLike, alpha: float) -> Integers:
     return np.where((p_value <= alpha) & (top < table.shape[1] - 1), top, ABSTAIN)
 
 
+def same_numbers(found: ArrayLike, expected: ArrayLike) -> bool:
+    """Whether radii or probabilities are those that another machine's floating point would give for the same votes."""
+    found = np.asarray(found)
+    return found.dtype.kind == "f" and found.shape == np.shape(expected) and np.allclose(found, expected, 0, ROUNDING)
+
+
 def check_level(alpha: float) -> None:
     """ValueError unless 0 < alpha < 1."""
     if not 0 < alpha < 1:
@@ -169,6 +181,23 @@ def checked_counts(counts: ArrayLike) -> Integers:
             f"counts must be >= 0 and not all 0, but row {int(wrong.argmax())} is {table[wrong][0].tolist()}"
         )
     return table
+
+
+def _ceiling(n: Integers, alpha: float) -> Floats:
+    """alpha ** (1 / n), rounded down.
+
+    NumPy's power differs in the last bit between a scalar and an array, and between processors; decimal does not.
+    """
+    each, where = np.unique(n, return_inverse=True)
+    return np.array([_root(alpha, int(one)) for one in each])[where].reshape(n.shape)
+
+
+@lru_cache(maxsize=1 << 16)
+def _root(alpha: float, n: int) -> float:
+    with localcontext(prec=DIGITS):
+        exact = (Decimal(alpha).ln() / n).exp()
+    near = float(exact)
+    return near if Decimal(near) <= exact else math.nextafter(near, 0.0)
 
 
 def _checked_sigma(sigma: float) -> float:

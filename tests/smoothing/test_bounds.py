@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -34,6 +36,37 @@ def test_no_radius_exceeds_the_ceiling(n, ceiling):
     assert radii.max() == radii[-1] == bounds.max_radius(n, 0.001, 0.25)
     assert (np.diff(radii) >= 0).all()
     assert (radii[: n // 2 + 1] == 0).all()
+
+
+def test_the_ceiling_is_the_root_rounded_down():
+    for n in (2, 3, 10, 117):
+        ceiling = bounds.clopper_pearson_lower(n, n, 0.001)
+        assert Fraction(ceiling) ** n <= Fraction(0.001) < Fraction(np.nextafter(ceiling, 1)) ** n
+
+
+def test_the_ceiling_is_the_same_as_scalar_and_as_array_with_and_without_wide_registers():
+    def ceilings(environment):
+        code = (
+            "import sys, numpy as np; from cadis_ray.smoothing.bounds import clopper_pearson_lower as lower;"
+            "n = np.arange(1, 20_001); whole = lower(n, n, 0.001);"
+            "assert all(lower(int(one), int(one), 0.001) == value for one, value in zip(n, whole));"
+            "sys.stdout.buffer.write(whole.tobytes())"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        return subprocess.run(command, capture_output=True, check=True, env=os.environ | environment).stdout
+
+    wide = ceilings({})
+    assert len(wide) == 20_000 * 8
+    assert ceilings({"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL"}) == wide
+
+
+def test_numbers_of_another_machine_are_the_same_and_those_of_another_vote_are_not():
+    radii = bounds.certified_radius([700, 800, 1000], 1000, 0.001, 0.25)
+    assert bounds.same_numbers(np.nextafter(radii, 1), radii)
+    assert not bounds.same_numbers(bounds.certified_radius([701, 800, 1000], 1000, 0.001, 0.25), radii)
+    assert not bounds.same_numbers(None, 0.5)
+    assert not bounds.same_numbers(radii[:2], radii)
+    assert not bounds.same_numbers(float("nan"), 0.5)
 
 
 @pytest.mark.parametrize(
