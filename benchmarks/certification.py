@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cadis_ray.certification import Model, Request
 from cadis_ray.config import changed, load_study
-from cadis_ray.console import Progress
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import count_models
 from cadis_ray.engine.cluster import cluster
+from cadis_ray.interface.progress import Progress
 from cadis_ray.models.architecture import architecture
 from cadis_ray.models.classifiers import Classifier, load_classifier
 from cadis_ray.models.denoisers import Denoiser, load_denoiser

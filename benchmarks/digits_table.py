@@ -17,11 +17,11 @@ import torch
 
 from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
-from cadis_ray.files import write_atomically
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.classifiers import evaluation
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.storage.files import write_atomically
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 LAMBDAS = (1.0, 2.0, 4.0)

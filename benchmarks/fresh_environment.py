@@ -22,9 +22,10 @@ from cadis_ray.certification import Model, Request, certified_images
 from cadis_ray.config import changed, configuration
 from cadis_ray.engine.counting import Count
 from cadis_ray.export import Target, write_model
-from cadis_ray.finished import open_ledger, read_result
+from cadis_ray.finished import read_result
 from cadis_ray.run import read_study
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.storage.run_folder import open_ledger
 
 N0 = 100
 LOADED = """

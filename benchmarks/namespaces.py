@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 from resume import evidence
 
-from cadis_ray.ledger import Ledger
+from cadis_ray.storage.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[1]
 SWITCH, NODES = f"cadis-{os.getpid()}-switch", {f"cadis-{os.getpid()}-{i}": f"10.77.0.{i + 1}" for i in range(3)}

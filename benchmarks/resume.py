@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from cadis_ray.ledger import Ledger
 from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.storage.ledger import Ledger
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 

@@ -2,13 +2,14 @@
 
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cadis_ray.commands import EXIT_CODES
 from cadis_ray.errors import CadisError, UsageError
+from cadis_ray.interface.command import EXIT_CODES
 
 COMMANDS = {
     "tune": "search, then certify the winner; or resume a run",
@@ -58,7 +59,8 @@ def cp(name: str, file: Annotated[Path, typer.Argument(help="A file that does no
 
 
 def _studies() -> list[Path]:
-    return sorted((Path(__file__).parent / "search_spaces").glob("*.yaml"))  # in a checkout a link, in a wheel a folder
+    # In a checkout a link, in a wheel a folder.
+    return sorted(Path(str(files("cadis_ray"))).joinpath("search_spaces").glob("*.yaml"))
 
 
 def _study(name: str) -> Path:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from cadis_ray.config import identity
 from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.models.local_smoothing import LocalSmoothing
 from cadis_ray.smoothing.sampling import Denoise
+from cadis_ray.storage.identity import identity
 from cadis_ray.trial_sections import Configuration
 
 View = Literal["denoised", "noisy"]

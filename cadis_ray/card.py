@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cadis_ray.report.table import certificates_table, markdown, one_line, to_markdown
+from cadis_ray.interface.text import one_line
+from cadis_ray.report.table import certificates_table, markdown, to_markdown
 from cadis_ray.results import StudyResult
 
 USE = """```python

@@ -14,9 +14,9 @@ from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
 from cadis_ray.smoothing.modes import MODES, Mode, few_samples
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.storage.run_folder import FOLDER, REQUEST
 from cadis_ray.trial_sections import Configuration, Finalists, schedule
 
-FOLDER, REQUEST = "certificates", "request.json"
 Sources = Mapping[Stream, Source]  # of one model
 Votes = dict[Stream, np.ndarray]  # (N, K + 1) each, of one model
 

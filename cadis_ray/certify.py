@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
     from cadis_ray.certification import Request
@@ -129,8 +129,8 @@ def _request(checkpoints: list[Path], settings: dict[str, Any], seed: int | None
 
 
 def _open_folder(out: Path, request: "Request", resume: bool) -> None:
-    from cadis_ray.certification import FOLDER, REQUEST
-    from cadis_ray.report.files import write_whole
+    from cadis_ray.storage.files import write_whole
+    from cadis_ray.storage.run_folder import FOLDER, REQUEST
 
     held = out / FOLDER / REQUEST
     if held.exists() and held.read_text() != request.to_json():
@@ -141,17 +141,17 @@ def _open_folder(out: Path, request: "Request", resume: bool) -> None:
 
 
 def _run(request: "Request", out: Path, resources: "Resources", address: str) -> None:
-    from cadis_ray.console import Progress
     from cadis_ray.engine.capacity import actor_demand, check_capacity
     from cadis_ray.engine.certification import certify_models, estimate_models
     from cadis_ray.engine.cluster import cluster
     from cadis_ray.evidence import write_evidence
-    from cadis_ray.interrupts import interruption, raise_on_signals
+    from cadis_ray.interface.progress import Progress
+    from cadis_ray.interface.signals import interruption, raise_on_signals
     from cadis_ray.report.files import write_certificates
     from cadis_ray.report.table import certificates_table, to_text, trials_table
     from cadis_ray.results import StudyResult, TrialResult
-    from cadis_ray.run_lock import RunLock
     from cadis_ray.smoothing.counts import CountsStore
+    from cadis_ray.storage.lock import RunLock
 
     store, radii = CountsStore(out / "counts"), request.base.certification.radii
     raise_on_signals()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
-from cadis_ray.explain import got
+from cadis_ray.interface.section import got
 from cadis_ray.shell_rules import REFERENCE, SECRET_NAME, ray_starts, start_problems, text_problems
 from cadis_ray.strict_yaml import KeyPath
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from cadis_ray.cluster_rules import LAUNCHER, Broken, at
-from cadis_ray.commands import command
 from cadis_ray.errors import EnvironmentProblem, UsageError
 from cadis_ray.explain import dotted
+from cadis_ray.interface.command import command
 from cadis_ray.kuberay_rules import manifest_problems
 from cadis_ray.shell_rules import script_problems
 from cadis_ray.strict_yaml import Document, KeyPath, Marks, Position, parse

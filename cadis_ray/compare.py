@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import UsageError
+from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,9 +106,10 @@ def sync(
 
     Where to: the study's tracking.uri, MLFLOW_TRACKING_URI, or a file in the run's folder. Again, it changes nothing.
     """
-    from cadis_ray.finished import open_ledger, read_ending, read_result
+    from cadis_ray.finished import read_result
     from cadis_ray.run import read_study
-    from cadis_ray.run_lock import RunLock
+    from cadis_ray.storage.lock import RunLock
+    from cadis_ray.storage.run_folder import open_ledger, read_ending
     from cadis_ray.tracked import address, without_secrets
     from cadis_ray.tracking import send
 
@@ -228,7 +229,7 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         print(text, end="")
         return
-    from cadis_ray.report.files import write_whole
+    from cadis_ray.storage.files import write_whole
 
     write_whole(out, text)
     print(f"written to {out}")

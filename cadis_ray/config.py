@@ -5,10 +5,8 @@ they apply in ``checks``, the words of messages in ``explain``. None of these im
 and SciPy before a file is checked: ``--help`` and ``--dry-run`` depend on it.
 """
 
-import hashlib
-import json
 import os.path
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +16,11 @@ from pydantic import Field
 from cadis_ray import rules, strict_yaml
 from cadis_ray.errors import UsageError
 from cadis_ray.explain import Schema, dotted, findings, section, with_value
-from cadis_ray.files import digest
+from cadis_ray.interface.section import A_LIST, Count, Name, Section
 from cadis_ray.search_sections import Distribution, Objective, Resources, Sampler, Scheduler, Tracking
-from cadis_ray.sections import A_LIST, Count, Name, Section
+from cadis_ray.storage.identity import identity, with_checkpoints
+from cadis_ray.storage.references import LOCAL, PACKAGE, shipped_config
 from cadis_ray.trial_sections import Configuration, Finalists
-
-# Keys whose values are files or folders, of a section or as a dotted path; of the names only those so marked.
-PLACES = {"checkpoint": "", "classifier.checkpoint": "", "name": rules.LOCAL, "classifier.name": rules.LOCAL}
 
 
 class Study(Section):
@@ -129,15 +125,6 @@ def fingerprint(study: Study) -> str:
     return identity(content)
 
 
-def identity(content: dict[str, Any]) -> str:
-    """SHA-256 of plain data that came from a study, with the content of its checkpoints instead of their paths.
-
-    Raises UsageError if a checkpoint cannot be read.
-    """
-    canonical = json.dumps(_with_checkpoints(content, _digest), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def _maximum(study: Study, path: str) -> int:
     base = reduce(getattr, path.split("."), study.base)
     return max(*trial_values(study, path), *(changes.get(path, base) for changes in study.baselines.values()), 1)
@@ -147,33 +134,16 @@ def _completed(raw: Any, folder: Path) -> Any:
     """The study with what its file leaves out: the checkpoints' folder, the config of a shipped denoiser."""
 
     def absolute(checkpoint: str) -> str:
-        if checkpoint.startswith(rules.PACKAGE):
+        if checkpoint.startswith(PACKAGE):
             return checkpoint
-        local = rules.LOCAL if checkpoint.startswith(rules.LOCAL) else ""
+        local = LOCAL if checkpoint.startswith(LOCAL) else ""
         return local + os.path.normpath(folder / checkpoint.removeprefix(local))
 
-    raw = _with_checkpoints(raw, absolute)
+    raw = with_checkpoints(raw, absolute)
     data = section(section(raw, "base"), "data")
     if isinstance(path := data.get("path"), str) and "://" not in path:
         data["path"] = os.path.normpath(folder / path)
     denoiser = section(section(raw, "base"), "denoiser")
     if isinstance(checkpoint := denoiser.get("checkpoint"), str) and denoiser.get("config") is None:
-        denoiser["config"] = rules.shipped_config(checkpoint)
+        denoiser["config"] = shipped_config(checkpoint)
     return raw
-
-
-def _with_checkpoints(raw: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """A copy with ``change`` applied to each checkpoint or folder: of the base, a baseline, a choice or a condition."""
-    if isinstance(raw, dict):
-        return {name: _with_checkpoints(value, change, key if name == "choices" else name)
-                for name, value in raw.items()}  # fmt: skip
-    if isinstance(raw, list):
-        return [_with_checkpoints(item, change, key) for item in raw]
-    return change(raw) if isinstance(raw, str) and key in PLACES and raw.startswith(PLACES[key]) else raw
-
-
-def _digest(checkpoint: str) -> str:
-    try:
-        return digest(rules.checkpoint_file(checkpoint))
-    except OSError as error:
-        raise UsageError(f"{checkpoint}: cannot be read: {error.strerror}") from None

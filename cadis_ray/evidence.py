@@ -8,26 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from cadis_ray.certification import (
-    FOLDER,
-    REQUEST,
-    Request,
-    Sources,
-    certified_images,
-    read_request,
-    sources_of,
-    votes_of,
-)  # fmt: skip
+from cadis_ray.certification import Request, Sources, certified_images, read_request, sources_of, votes_of  # fmt: skip
 from cadis_ray.engine.counting import Count
 from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.provenance import commit, versions
-from cadis_ray.report.files import certificates_file, write_whole
 from cadis_ray.report.logs import read_log
 from cadis_ray.results import Certificates
 from cadis_ray.smoothing.bounds import max_radius, same_numbers
 from cadis_ray.smoothing.counts import NO_BLOCKS, CountsStore
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.storage.files import write_whole
+from cadis_ray.storage.provenance import commit, versions
+from cadis_ray.storage.run_folder import FOLDER, REQUEST, certificates_file, evidence_file
 from cadis_ray.summary import certificates_from
 
 SCHEMA = 1
@@ -51,11 +43,6 @@ def records(certificates: Certificates, sources: Sources, made_by: Mapping[str, 
             "class": top, "k": int(c.estimation[row, top]), "n": int(c.estimation[row].sum()),
             "n0_counts": c.selection[row].tolist(), "no_class_votes": int(c.estimation[row, -1]), **same,
         }  # fmt: skip
-
-
-def evidence_file(folder: Path, name: str) -> Path:
-    """Where the records of a model stand."""
-    return certificates_file(folder, name).with_suffix(".jsonl")
 
 
 def write_evidence(folder: Path, request: Request, certificates: Mapping[str, Certificates], device: str) -> None:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from cadis_ray.interface.section import WIDTH, got
 from cadis_ray.strict_yaml import KeyPath
 
 ANY_KEY = "*"
 ALIKE = 0.6  # difflib's own cutoff
 ALIKE_ELSEWHERE = 0.75
 SAME_SECTION = 0.35  # lora.alpha means lora_alpha, although an alpha exists elsewhere
-WIDTH = 60
 
 Node = dict[str, Any]
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -45,19 +45,6 @@ def dotted(path: KeyPath) -> str:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     text = "".join(parts).removeprefix(".") or "the study"
     return text if text.isprintable() else repr(text)[1:-1]
-
-
-def got(value: Any) -> str:
-    """A value as the user wrote it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f"text {value!r}" if len(value) <= WIDTH else f"text {value[:WIDTH]!r}..."
-    if isinstance(value, dict):
-        return "a section"
-    return "a list" if isinstance(value, list | tuple) else repr(value)
 
 
 def section(raw: Any, key: str) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import UsageError
+from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
     from cadis_ray.config import Study
-    from cadis_ray.ledger import TrialRow
     from cadis_ray.results import StudyResult
+    from cadis_ray.storage.ledger import TrialRow
 
 CARD = "README.md"
 
@@ -43,8 +43,9 @@ def export(
     """
     if out.exists():
         raise UsageError(f"{out} exists; give another --out")
-    from cadis_ray.finished import open_ledger, read_result
+    from cadis_ray.finished import read_result
     from cadis_ray.run import read_study
+    from cadis_ray.storage.run_folder import open_ledger
 
     study = read_study(run)
     with open_ledger(run) as ledger:

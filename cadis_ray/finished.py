@@ -8,36 +8,18 @@ from typing import Any
 import numpy as np
 
 from cadis_ray.config import Study, searched_paths
-from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.ledger import Ledger, TrialRow
-from cadis_ray.report.files import certificates_file, read_examples
+from cadis_ray.errors import IntegrityError
+from cadis_ray.report.files import read_examples
 from cadis_ray.report.logs import read_log
 from cadis_ray.report.sources import estimate_of
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.bounds import same_numbers
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.modes import MODES
+from cadis_ray.storage.ledger import Ledger, TrialRow
+from cadis_ray.storage.run_folder import certificates_file, read_ending
 from cadis_ray.summary import certificates_from, metrics_of, trial_result
 from cadis_ray.trial_sections import Configuration
-
-LEDGER, RESULT = "ledger.sqlite", "result.json"
-
-
-def read_ending(run_dir: Path) -> dict[str, Any]:
-    """The content of result.json; empty where the run has not ended yet. Raises IntegrityError where it is damaged."""
-    try:
-        return json.loads((run_dir / RESULT).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{run_dir / RESULT}: cannot be read ({error})") from error
-
-
-def open_ledger(run_dir: Path) -> Ledger:
-    """The ledger of a run. Raises UsageError where there is none."""
-    if not (run_dir / LEDGER).is_file():
-        raise UsageError(f"{run_dir}: no {LEDGER}; need the folder of a run that was started")
-    return Ledger(run_dir / LEDGER)
 
 
 def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:

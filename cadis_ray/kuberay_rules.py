@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cadis_ray.cluster_rules import EVERY_FILE, Broken, Rule, at, need, positive
-from cadis_ray.explain import got
+from cadis_ray.interface.section import got
 from cadis_ray.shell_rules import LOOPBACK
 from cadis_ray.strict_yaml import KeyPath
 

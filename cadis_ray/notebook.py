@@ -8,18 +8,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cadis_ray.config import Study
-from cadis_ray.finished import open_ledger, read_result
+from cadis_ray.finished import read_result
+from cadis_ray.interface.text import one_line
 from cadis_ray.report.page import drawn_figures, summary
-from cadis_ray.report.table import (
-    certificate_records,
-    certificates_table,
-    one_line,
-    to_html,
-    trial_records,
-    trials_table,
-)
+from cadis_ray.report.table import certificate_records, certificates_table, to_html, trial_records, trials_table
 from cadis_ray.results import StudyResult
 from cadis_ray.run import read_study
+from cadis_ray.storage.run_folder import open_ledger
 
 
 @dataclass(frozen=True)

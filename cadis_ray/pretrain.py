@@ -9,8 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cadis_ray.commands import command
+from cadis_ray.data.settings import Data
 from cadis_ray.errors import UsageError
+from cadis_ray.interface.command import command
 
 
 class Recipe(NamedTuple):
@@ -72,7 +73,6 @@ def pretrain(
         raise UsageError(f"--out {out}: exists already; give a folder that does not")
     import torch
 
-    from cadis_ray import sections
     from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
     from cadis_ray.models.checkpoints import write_safetensors
@@ -85,7 +85,7 @@ def pretrain(
     epochs, steps = epochs or recipe.epochs, steps or recipe.steps
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    images = load(sections.Data(name=name, path=None if data is None else str(data), test=400))  # pyright: ignore[reportArgumentType]
+    images = load(Data(name=name, path=None if data is None else str(data), test=400))  # pyright: ignore[reportArgumentType]
     train = images.train
 
     def augmented(rows: torch.Tensor, epoch: int) -> torch.Tensor:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-State = Literal["running", "complete", "pruned", "failed"]
+from cadis_ray.storage.ledger import State
 
 
 @dataclass(frozen=True)

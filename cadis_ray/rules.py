@@ -3,22 +3,21 @@
 Each rule yields what is wrong, with its path within a configuration. Only what is certainly wrong is a rule.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cadis_ray.explain import Finding, findings, got
+from cadis_ray.explain import Finding, findings
+from cadis_ray.interface.section import got
 from cadis_ray.models.architecture import Architecture, architecture
+from cadis_ray.storage.references import HUB, LOCAL, PACKAGE, checkpoint_file, shipped
 from cadis_ray.strict_yaml import KeyPath
 
 if TYPE_CHECKING:
     from cadis_ray.search_sections import Distribution
 
-EMBEDDED = Path(__file__).parent / "models" / "embedded"
-PACKAGE, LOCAL, HUB = "package:", "local-dir:", "hf-hub:"
 MAX_DIFFUSION_STEPS = 100_000  # the schedule is an array of this length
 Violations = Iterator[Finding]
 
@@ -39,26 +38,6 @@ def image_shape(name: str, image_size: int | None) -> tuple[int, int, int] | Non
     if name in DATA_SETS:
         return DATA_SETS[name].shape
     return (3, image_size, image_size) if image_size else None
-
-
-def checkpoint_file(checkpoint: str) -> Path:
-    """The file of a checkpoint, of ``package:FILE`` one that ships with the package; the folder of ``local-dir:``."""
-    if checkpoint.startswith(PACKAGE):
-        return EMBEDDED / checkpoint.removeprefix(PACKAGE)
-    return Path(checkpoint.removeprefix(LOCAL))
-
-
-def shipped() -> list[str]:
-    """The checkpoints that ship with the package, as a study names them."""
-    return sorted(PACKAGE + file.name for file in EMBEDDED.glob("*.safetensors"))
-
-
-def shipped_config(checkpoint: str) -> dict[str, Any] | None:
-    """Constructor arguments of a shipped checkpoint: the key ``config`` of the JSON beside it, if there is one."""
-    if checkpoint not in shipped():
-        return None
-    sidecar = checkpoint_file(checkpoint).with_suffix(".json")
-    return json.loads(sidecar.read_text())["config"] if sidecar.is_file() else None
 
 
 def violations(values: Mapping[str, Any]) -> Violations:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from cadis_ray.config import Study, fingerprint
 from cadis_ray.errors import CadisError, ExitCode, IntegrityError, UsageError
-from cadis_ray.interrupts import Interrupted, interruption, raise_on_signals
+from cadis_ray.interface.signals import Interrupted, interruption, raise_on_signals
 from cadis_ray.results import StudyResult
+from cadis_ray.storage.run_folder import RESOLVED, STUDY
 
-STUDY, RESOLVED = "study.yaml", "study.json"
 TRACKING_SECONDS = 60.0
 INTERRUPTED_TRACKING_SECONDS = 2.0
 
@@ -28,7 +28,7 @@ def default_folder(study: Study) -> Path:
 
 def open_folder(study: Study, text: str, run_dir: Path) -> None:
     """Make the run's folder with the study in it, as given and resolved; one that holds another study is refused."""
-    from cadis_ray.report.files import write_whole
+    from cadis_ray.storage.files import write_whole
 
     if (run_dir / RESOLVED).exists():
         stored = read_study(run_dir)
@@ -56,12 +56,12 @@ def read_study(run_dir: Path) -> Study:
 def run(study: Study, run_dir: Path, address: str) -> ExitCode:
     """Run or resume the study; prints the tables and leaves result.json. Returns how it ended."""
     from cadis_ray import tracked
-    from cadis_ray.console import Progress
     from cadis_ray.engine.study import run_study
-    from cadis_ray.ledger import Ledger
+    from cadis_ray.interface.progress import Progress
     from cadis_ray.report.files import write_result
     from cadis_ray.report.page import write_report
-    from cadis_ray.run_lock import RunLock
+    from cadis_ray.storage.ledger import Ledger
+    from cadis_ray.storage.lock import RunLock
     from cadis_ray.tracking import Outbox
 
     run_dir = run_dir.resolve()

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cadis_ray.explain import Finding, findings, got, section
+from cadis_ray.explain import Finding, findings, section
+from cadis_ray.interface.section import got
 from cadis_ray.search_sections import Distribution, Objective, Resources, Sampler
 from cadis_ray.space import grid
 from cadis_ray.strict_yaml import KeyPath

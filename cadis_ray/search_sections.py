@@ -5,8 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from cadis_ray.explain import got
-from cadis_ray.sections import A_LIST, Count, Name, NonNegative, Positive, Section, Value
+from cadis_ray.interface.section import A_LIST, Count, Name, NonNegative, Positive, Section, Value, got
 
 
 class Distribution(Section):

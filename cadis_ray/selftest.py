@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import EnvironmentProblem, IntegrityError, UsageError
+from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
     from cadis_ray.smoothing.battery import Finding

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from cadis_ray.explain import got
+from cadis_ray.interface.section import got
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SECRET_NAME = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from cadis_ray.config import Study
-from cadis_ray.ledger import Ledger, TrialRow
+from cadis_ray.storage.ledger import Ledger, TrialRow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

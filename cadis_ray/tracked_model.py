@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cadis_ray.export import Target, write_model
-from cadis_ray.ledger import TrialRow
 from cadis_ray.results import StudyResult
+from cadis_ray.storage.ledger import TrialRow
 from cadis_ray.tracked import TrackedRun
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cadis_ray.errors import EnvironmentProblem, UsageError
-from cadis_ray.report.files import certificates_file
+from cadis_ray.storage.run_folder import certificates_file
 from cadis_ray.tracked import PARENT, TRIAL, client_of, without_secrets
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ from safetensors.numpy import save
 
 from cadis_ray.config import Study, configuration
 from cadis_ray.errors import CadisError, EnvironmentProblem
-from cadis_ray.ledger import Ledger, TrialRow
+from cadis_ray.interface.text import one_line
 from cadis_ray.report import figures
-from cadis_ray.report.files import certificates_file, certificates_tsv
-from cadis_ray.report.table import one_line
+from cadis_ray.report.files import certificates_tsv
 from cadis_ray.results import StudyResult, TrialResult
 from cadis_ray.smoothing.metrics import acr, certified_accuracy
+from cadis_ray.storage.ledger import Ledger, TrialRow
+from cadis_ray.storage.run_folder import certificates_file
 from cadis_ray.tracked import (
     ENDS,
     PARENT,

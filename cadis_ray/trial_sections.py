@@ -5,22 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from cadis_ray.explain import got
-from cadis_ray.sections import (
-    A_LIST,
+from cadis_ray.data.settings import Data
+from cadis_ray.interface.section import A_LIST, Count, NonNegative, Positive, Section, got
+from cadis_ray.models.settings import (
     BaseClassifier,
     BlackBox,
     Classifier,
     Coordinator,
-    Count,
-    Data,
     Denoiser,
     Kind,
     Lora,
-    NonNegative,
-    Positive,
     Prompt,
-    Section,
     Series,
 )
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import UsageError
+from cadis_ray.interface.command import command
 
 
 def tune(

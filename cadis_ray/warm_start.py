@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from cadis_ray.config import Study, identity
+from cadis_ray.config import Study
 from cadis_ray.errors import UsageError
-from cadis_ray.ledger import Ledger
 from cadis_ray.results import Estimate
 from cadis_ray.run import read_study
 from cadis_ray.space import distributions
+from cadis_ray.storage.identity import identity
+from cadis_ray.storage.ledger import Ledger
 from cadis_ray.summary import estimate_from
 
 VARIABLE = ("finetuning", "base_classifier", "black_box")

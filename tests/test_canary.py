@@ -11,10 +11,10 @@ from cadis_ray import tracking
 from cadis_ray.compare import sync
 from cadis_ray.config import load_study
 from cadis_ray.errors import EnvironmentProblem, UsageError
-from cadis_ray.ledger import Ledger
 from cadis_ray.report.page import write_report
 from cadis_ray.results import StudyResult, TrialResult
 from cadis_ray.run import open_folder
+from cadis_ray.storage.ledger import Ledger
 from cadis_ray.tracked import address, client_of, without_secrets
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"

@@ -19,7 +19,8 @@ from cadis_ray.report.files import write_result
 from cadis_ray.report.page import write_report
 from cadis_ray.report.sources import read_run, read_runs
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
-from cadis_ray.run import STUDY, open_folder, records
+from cadis_ray.run import open_folder, records
+from cadis_ray.storage.run_folder import STUDY
 
 REPOSITORY = Path(__file__).parents[1]
 COHEN = REPOSITORY.parent / "shared" / "reference" / "cohen"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cadis_ray import config, rules
+from cadis_ray import config
 from cadis_ray.config import configuration, fingerprint, load_study
 from cadis_ray.errors import ExitCode, UsageError
 from cadis_ray.search_sections import Distribution
@@ -79,7 +79,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "shipped.safetensors").touch()
     shipped = {"image_size": 8, "in_channels": 1, "channel_mult": "1,2", "diffusion_steps": 500}
     (folder / "shipped.json").write_text(json.dumps({"config": shipped}))
-    monkeypatch.setattr(rules, "EMBEDDED", folder)
+    monkeypatch.setattr("cadis_ray.storage.references.EMBEDDED", folder)
     for name in ("d", "c"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
     return folder

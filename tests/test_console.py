@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cadis_ray.console import Progress
+from cadis_ray.interface.progress import Progress
 
 
 class Clock:
@@ -87,7 +87,7 @@ def test_the_last_state_is_told_when_the_run_breaks(clock: Clock):
 
 SCRIPT = """
 import sys
-from cadis_ray.console import Progress
+from cadis_ray.interface.progress import Progress
 progress = Progress(sys.stdout).__enter__()
 progress.stage("search [bold]", 3)
 progress.advance(running=1, best=0.25)

@@ -12,11 +12,11 @@ from cadis_ray.errors import UsageError
 from cadis_ray.export import Target, export
 from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, save_checkpoint
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.ledger import Ledger
 from cadis_ray.models.classifiers import load_classifier
 from cadis_ray.models.hub_export import write_hub_folder
 from cadis_ray.run import open_folder
 from cadis_ray.smoothed import load_smoothed
+from cadis_ray.storage.ledger import Ledger
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 STUDY = load_study(DIGITS)

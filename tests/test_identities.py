@@ -1,7 +1,6 @@
 """What names a run, a model and a vote stays what it is: files that were made yesterday are found by it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest

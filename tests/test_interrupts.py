@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cadis_ray.interrupts import SIGNALS, Interrupted, interruption, raise_on_signals
+from cadis_ray.interface.signals import SIGNALS, Interrupted, interruption, raise_on_signals
 
 
 @pytest.fixture(autouse=True)

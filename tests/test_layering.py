@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cadis_ray"
 SCIENCE = ("models", "data", "finetuning", "smoothing", "report")
-AT_ONCE = ("config", "plan", "strict_yaml", "errors", "space", "commands", "tune", "smoothing.bounds",
+AT_ONCE = ("config", "plan", "strict_yaml", "errors", "space", "interface.command", "tune", "smoothing.bounds",
            "smoothing.metrics", "models.schedule", "models.architecture",
            "clusters", "certify", "compare", "export", "selftest")  # fmt: skip
 
@@ -28,7 +28,7 @@ def came_along(modules: list[str], unwanted: tuple[str, ...]) -> str:
 
 
 def test_the_science_imports_neither_ray_nor_mlflow() -> None:
-    modules = [*modules_of(*SCIENCE), "cadis_ray.summary", "cadis_ray.ledger", "cadis_ray.results"]
+    modules = [*modules_of(*SCIENCE), "cadis_ray.summary", "cadis_ray.storage.ledger", "cadis_ray.results"]
     assert "cadis_ray.smoothing.bounds" in modules
     assert came_along(modules, ("ray", "mlflow")) == ""
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
-from cadis_ray.files import network_file_system
-from cadis_ray.ledger import Ledger
-from cadis_ray.run_lock import RunLock
+from cadis_ray.storage.files import network_file_system
+from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.lock import RunLock
 
 PARAMETERS = {"finetuning.adv_weight": 2.5, "finetuning.lora.r": 4, "data.name": None}
 
@@ -179,8 +179,8 @@ def test_a_flipped_bit_does_not_pass_for_a_vote(ledger: Ledger):
 WRITER = """
 import sys
 import numpy as np
-from cadis_ray.files import network_file_system
-from cadis_ray.ledger import Ledger
+from cadis_ray.storage.files import network_file_system
+from cadis_ray.storage.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 trial = len(ledger.trials())
 ledger.open_trial(trial, f"trial-{trial}", None, {"seed": trial})
@@ -224,8 +224,8 @@ FULL = """
 import resource, signal, sys
 import numpy as np
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.files import network_file_system
-from cadis_ray.ledger import Ledger
+from cadis_ray.storage.files import network_file_system
+from cadis_ray.storage.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 ledger.open_trial(0, "a", None, {})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -256,7 +256,7 @@ def test_a_full_disk_is_named_and_leaves_a_good_ledger(tmp_path: Path):
 
 HOLDER = """
 import sys, time
-from cadis_ray.run_lock import RunLock
+from cadis_ray.storage.lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read() if len(sys.argv) > 2 else time.sleep(60)
@@ -321,7 +321,7 @@ def test_on_a_network_file_system_there_is_no_log_in_shared_memory(tmp_path: Pat
     with Ledger(path) as local:
         local.open_trial(0, "trial", None, PARAMETERS)
         assert path.with_name("ledger.db-wal").exists()
-    monkeypatch.setattr("cadis_ray.ledger.network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr("cadis_ray.storage.ledger.network_file_system", lambda path: "nfs4")
     with Ledger(path) as shared, Ledger(path) as reader:
         shared.record_epoch(0, 1, {"acr": 0.1}, votes(1))
         assert not path.with_name("ledger.db-wal").exists()

@@ -12,13 +12,13 @@ import pytest
 import cadis_ray
 from cadis_ray.config import load_study
 from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.ledger import Ledger
 from cadis_ray.report.files import write_certificates, write_result
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.run import open_folder, records
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.storage.ledger import Ledger
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 NAME, HOSTILE = "trial-0000", "loss is <script>alert(1)</script>"

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cadis_ray.commands import command
 from cadis_ray.errors import DataError
+from cadis_ray.interface.command import command
 
 
 def check(
@@ -18,8 +18,8 @@ def check(
 
     Example: python -m cadis_ray.data check /data/imagenet
     """
-    from cadis_ray.console import Progress
     from cadis_ray.data.check import look_at
+    from cadis_ray.interface.progress import Progress
 
     with Progress() as progress:
         found = look_at(root, progress)

@@ -10,14 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from cadis_ray.console import Progress
 from cadis_ray.data.cifar10 import TEST, TRAIN, UNPACKED
 from cadis_ray.data.collection import read_collection
 from cadis_ray.data.decode import open_image
 from cadis_ray.data.images import CHUNK, Blobs, Collection, Encoded
+from cadis_ray.data.settings import Data
 from cadis_ray.data.storage import files, open_root
 from cadis_ray.errors import DataError
-from cadis_ray.sections import Data
+from cadis_ray.interface.progress import Progress
 
 SHOWN = 10
 

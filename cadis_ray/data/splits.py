@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cadis_ray import sections
 from cadis_ray.data.augmentation import Augmentation, augment
 from cadis_ray.data.collection import read_collection
 from cadis_ray.data.digits import read_digits
 from cadis_ray.data.images import Images, Part
+from cadis_ray.data.settings import Data
 from cadis_ray.data.subsets import test_rows, training_rows
 from cadis_ray.errors import DataError
 
@@ -85,7 +85,7 @@ class DataSet:
                             f"classes (labels 0...{self.num_classes - 1})")  # fmt: skip
 
 
-def load(settings: sections.Data) -> DataSet:
+def load(settings: Data) -> DataSet:
     """The data set and its splits, a function of ``settings`` and the files.
 
     Validation images are a seeded slice of the training images, test images the data set's own; of digits, which has
@@ -102,7 +102,7 @@ def load(settings: sections.Data) -> DataSet:
     return DataSet(settings.name, classes, *splits)
 
 
-def _digits(settings: sections.Data) -> DataSet:
+def _digits(settings: Data) -> DataSet:
     digits = read_digits()
     order = np.random.Generator(np.random.Philox(settings.seed)).permutation(len(digits.labels))
     test, validation, rest = np.split(order, np.cumsum([settings.test, settings.validation]))

@@ -9,10 +9,10 @@ from typing import Self
 import numpy as np
 
 from cadis_ray.certification import Request, Sources, Votes, certified_images, counted_images, sources_of, votes_of
-from cadis_ray.console import Progress
 from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.counting import Count, Item
 from cadis_ray.errors import IntegrityError
+from cadis_ray.interface.progress import Progress
 from cadis_ray.results import Certificates, Estimate
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source

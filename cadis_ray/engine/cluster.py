@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.interrupts import raise_on_signals
+from cadis_ray.interface.signals import raise_on_signals
 from cadis_ray.search_sections import Resources
 
 SHUTDOWN_SECONDS = 8.0

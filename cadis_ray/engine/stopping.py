@@ -11,10 +11,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cadis_ray.config import Study, configuration
 from cadis_ray.engine.estimates import Estimates
-from cadis_ray.ledger import Ledger, TrialRow
-from cadis_ray.packing import unpack
 from cadis_ray.smoothing.estimate import Votes
 from cadis_ray.smoothing.racing import may_still_win
+from cadis_ray.storage.ledger import Ledger, TrialRow
+from cadis_ray.storage.packing import unpack
 from cadis_ray.summary import violation
 
 

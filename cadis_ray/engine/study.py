@@ -11,7 +11,6 @@ import numpy as np
 
 from cadis_ray.certification import Model, Request
 from cadis_ray.config import Study, configuration, fingerprint
-from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
 from cadis_ray.engine.certification import certify_models, estimate_models
@@ -21,10 +20,11 @@ from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
 from cadis_ray.importance import importance
-from cadis_ray.ledger import Ledger
-from cadis_ray.provenance import commit, hardware, versions
+from cadis_ray.interface.progress import Progress
 from cadis_ray.results import Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.provenance import commit, hardware, versions
 from cadis_ray.summary import summarise, to_recount, trial_results
 
 

@@ -20,9 +20,9 @@ from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 from cadis_ray.config import Study, configuration
-from cadis_ray.files import write_atomically
-from cadis_ray.packing import pack
 from cadis_ray.search_sections import Resources
+from cadis_ray.storage.files import write_atomically
+from cadis_ray.storage.packing import pack
 
 if TYPE_CHECKING:
     from cadis_ray.data import Split

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cadis_ray.config import identity
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.finetuning.epoch import BEGINNING, Standing
 from cadis_ray.models.adapters import add_prompts, add_series
@@ -19,6 +18,7 @@ from cadis_ray.models.coordinator import Coordinator
 from cadis_ray.models.lora import add_lora, load_trainable_state, merge_lora, trainable_state
 from cadis_ray.models.sharding import like, sharded, whole
 from cadis_ray.rules import image_shape
+from cadis_ray.storage.identity import identity
 from cadis_ray.trial_sections import Configuration
 
 WEIGHTS, OPTIMISER, RECORD = "classifier.safetensors", "optimiser.safetensors", "checkpoint.json"

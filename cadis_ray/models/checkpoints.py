@@ -13,30 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cadis_ray.errors import DataError
-from cadis_ray.files import digest, write_atomically
+from cadis_ray.storage.files import digest, write_atomically
+from cadis_ray.storage.references import resolve
 
 PICKLED = (".pt", ".pth", ".tar", ".bin")
 SHOWN = 3
-
-
-def package_file(name: str) -> Path:
-    """Path of a file that ships with the package (``models/embedded/NAME``). Raises DataError if there is none."""
-    folder = Path(__file__).with_name("embedded")
-    shipped = sorted(p.name for p in folder.glob("*") if not p.name.startswith((".", "_")))
-    if name not in shipped:
-        raise DataError(f"package:{name}: no such file in this package; it has {', '.join(shipped) or 'none'}")
-    return folder / name
-
-
-def resolve(path: str | Path) -> Path:
-    """Path of ``package:FILE`` or of a file or folder on disk. Raises DataError if it does not exist."""
-    text = str(path)
-    if text.startswith("package:"):
-        return package_file(text.removeprefix("package:"))
-    found = Path(text).expanduser()
-    if not found.exists():
-        raise DataError(f"{text}: no such file")
-    return found
 
 
 def read_checkpoint(path: str | Path) -> Any:

@@ -15,7 +15,7 @@ from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import load_strictly, read_state
 from cadis_ray.models.hub import folder_weights, hub_folder
 from cadis_ray.models.resnet import MEAN, SIZE, STD, make_resnet
-from cadis_ray.rules import HUB, LOCAL
+from cadis_ray.storage.references import HUB, LOCAL
 
 Library = Literal["timm", "transformers", "resnet"]
 Normalise = Literal["own", "half"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cadis_ray.errors import UsageError
 from cadis_ray.models.architecture import architecture
-from cadis_ray.models.checkpoints import load_strictly, read_state, resolve
+from cadis_ray.models.checkpoints import load_strictly, read_state
 from cadis_ray.models.schedule import Schedule, make_schedule
 from cadis_ray.models.unet import Folded, UNet
+from cadis_ray.storage.references import resolve
 
 Mode = Literal["diffusion", "pixel"]
 

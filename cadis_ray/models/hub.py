@@ -7,8 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from cadis_ray.errors import DataError, EnvironmentProblem
-from cadis_ray.models.checkpoints import resolve
-from cadis_ray.rules import HUB, LOCAL
+from cadis_ray.storage.references import HUB, LOCAL, resolve
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DESCRIPTIONS = ["config.json", "preprocessor_config.json"]

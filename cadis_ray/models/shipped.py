@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.rules import shipped_config
+from cadis_ray.storage.references import shipped_config
 
 DIGITS = "package:digits_classifier.safetensors"
 

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from cadis_ray.interface.text import one_line
 from cadis_ray.report.comparison import Certified, Comparison, Difference, comparable, differences, differing, records
-from cadis_ray.report.table import ABSENT, Table, one_line, short_names, shown, trials_table
+from cadis_ray.report.table import ABSENT, Table, short_names, shown, trials_table
 from cadis_ray.results import StudyResult
 from cadis_ray.smoothing.metrics import best_over_sigma
 

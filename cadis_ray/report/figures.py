@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.special import betaincinv
 
-from cadis_ray.report.table import one_line, short_names
+from cadis_ray.interface.text import one_line
+from cadis_ray.report.table import short_names
 from cadis_ray.results import StudyResult, TrialResult
 
 WINNER = "#0072B2"

@@ -4,31 +4,16 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from zipfile import BadZipFile
 
 import numpy as np
 
-from cadis_ray.errors import EnvironmentProblem, IntegrityError
-from cadis_ray.files import write_atomically
+from cadis_ray.errors import IntegrityError
 from cadis_ray.results import Certificates, Examples
+from cadis_ray.storage.files import write_whole
+from cadis_ray.storage.run_folder import certificates_file
 
 EXAMPLES = "examples.npz"
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write ``path``, and its folder where it is missing, so that a reader never sees a part of the content.
-
-    Raises ``EnvironmentProblem`` where the disk is full or not writable.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{path}: cannot be written: {error.strerror}; make room or permit it, then resume the run"
-        ) from error
 
 
 def write_result(run_dir: Path, payload: dict[str, Any]) -> None:
@@ -76,11 +61,6 @@ def read_examples(run_dir: Path) -> Examples | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise IntegrityError(f"{run_dir / EXAMPLES}: damaged ({error}); remove it and resume the run") from error
-
-
-def certificates_file(run_dir: Path, name: str) -> Path:
-    """``run_dir/certificates/NAME.tsv``; characters of a name that a path would act on are percent-encoded."""
-    return run_dir / "certificates" / f"{quote(name, safe='')}.tsv"
 
 
 def clock(seconds: float) -> str:

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
+from cadis_ray.interface.text import one_line  # fmt: skip
 from cadis_ray.report import figures
 from cadis_ray.report.example_figure import example_grid
-from cadis_ray.report.files import write_certificates, write_whole
+from cadis_ray.report.files import write_certificates
 from cadis_ray.report.search_section import finalists, search_sections
 from cadis_ray.report.table import (
     Table,
     certificates_table,
     difference,
     markdown,
-    one_line,
     ranked,
     to_html,
     to_markdown,
     trials_table,
-)  # fmt: skip
+)
 from cadis_ray.results import StudyResult
 from cadis_ray.smoothing.metrics import acr
+from cadis_ray.storage.files import write_whole
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #ddd; --soft: #f4f6f8; }

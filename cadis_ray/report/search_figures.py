@@ -6,8 +6,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from cadis_ray.interface.text import one_line
 from cadis_ray.report.figures import GREY, STYLE, WINNER
-from cadis_ray.report.table import one_line, short_names, shown
+from cadis_ray.report.table import short_names, shown
 from cadis_ray.results import Estimate, StudyResult, TrialResult
 
 FRONT = "#D55E00"

@@ -5,8 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cadis_ray.interface.text import one_line
 from cadis_ray.report.search_figures import figures_of, label
-from cadis_ray.report.table import ABSENT, Table, counted_on, one_line
+from cadis_ray.report.table import ABSENT, Table, counted_on
 from cadis_ray.results import Estimate, StudyResult, TrialResult
 
 Parts = tuple[str, tuple[str, ...], Table | None, dict[str, Figure]]  # heading, paragraphs, table, figures

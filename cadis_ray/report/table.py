@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from cadis_ray.errors import IntegrityError
+from cadis_ray.interface.text import one_line
 from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
 
@@ -247,11 +248,6 @@ def to_html(table: Table) -> str:
 
     body = "\n".join(cells("td", row) for row in table.rows)
     return f"<table>\n<thead>{cells('th', table.columns)}</thead>\n<tbody>\n{body}\n</tbody></table>"
-
-
-def one_line(value: object) -> str:
-    """Text without line breaks, escape codes or other characters that a terminal would act on."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
 def markdown(text: str) -> str:

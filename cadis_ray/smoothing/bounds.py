@@ -8,6 +8,7 @@ at them: stopping early, reusing the selection's samples, counting one twice or 
 import math
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -149,7 +150,7 @@ def predict(counts: ArrayLike, alpha: float) -> Integers:
     return np.where((p_value <= alpha) & (top < table.shape[1] - 1), top, ABSTAIN)
 
 
-def same_numbers(found: ArrayLike, expected: ArrayLike) -> bool:
+def same_numbers(found: Any, expected: ArrayLike) -> bool:
     """Whether radii or probabilities are those that another machine's floating point would give for the same votes."""
     found = np.asarray(found)
     return found.dtype.kind == "f" and found.shape == np.shape(expected) and np.allclose(found, expected, 0, ROUNDING)

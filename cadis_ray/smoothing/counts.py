@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cadis_ray.errors import IntegrityError
-from cadis_ray.files import write_atomically
+from cadis_ray.storage.files import write_atomically
 
 SUFFIX = ".counts"
 LIMIT = 2**32  # of image, start + size and votes: the noise's address and the file's uint32

@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from cadis_ray.data import load
 from cadis_ray.data.augmentation import Augmentation, augment, crop_box
-from cadis_ray.sections import Data
+from cadis_ray.data.settings import Data
 
 IMAGES = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(40) * 1_000_003

@@ -109,7 +109,7 @@ def test_help_comes_without_torch() -> None:
 
 STREAM = """
 import json, resource, sys, torch
-from cadis_ray.sections import Data
+from cadis_ray.data.settings import Data
 from cadis_ray.data import load
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 test = load(Data(name="parquet", path=sys.argv[1], validation=10, test=20_000, test_subset="every")).test

@@ -10,10 +10,10 @@ from sklearn.datasets import load_digits
 
 from cadis_ray.config import load_study
 from cadis_ray.data import DataSet, load
-from cadis_ray.models.checkpoints import package_file
+from cadis_ray.data.settings import Data
 from cadis_ray.models.classifiers import load_classifier
 from cadis_ray.models.denoisers import load_denoiser
-from cadis_ray.sections import Data
+from cadis_ray.storage.references import resolve
 from cadis_ray.trial_sections import Configuration
 
 STUDY = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
@@ -78,5 +78,5 @@ def test_the_embedded_denoiser_removes_most_of_the_noise(base: Configuration, di
 
 
 def test_the_embedded_files_are_small() -> None:
-    folder = package_file("digits_denoiser.safetensors").parent
+    folder = resolve("package:digits_denoiser.safetensors").parent
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6

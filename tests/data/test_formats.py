@@ -19,8 +19,8 @@ from torchvision import transforms
 
 from cadis_ray.data import DataSet, load
 from cadis_ray.data.cifar10 import CLASSES
+from cadis_ray.data.settings import Data
 from cadis_ray.errors import DataError, ExitCode
-from cadis_ray.sections import Data
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 TRAIN, TEST = 50, 20

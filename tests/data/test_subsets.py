@@ -10,11 +10,11 @@ from sklearn.datasets import load_digits
 
 from cadis_ray.data import DataSet, load
 from cadis_ray.data.images import Pixels
+from cadis_ray.data.settings import Data
 from cadis_ray.data.splits import Split
 from cadis_ray.data.subsets import test_rows as choose  # by its own name pytest would collect it
 from cadis_ray.data.subsets import training_rows
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.sections import Data
 
 LABELS = np.random.default_rng(0).integers(0, 5, 1_000)
 

@@ -18,13 +18,13 @@ from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImp
 
 from cadis_ray.certification import Model, Request, certified_images, read_request, sources_of
 from cadis_ray.config import changed, load_study
-from cadis_ray.console import Progress
 from cadis_ray.data import load
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import certify_models, count_models, estimate_models
 from cadis_ray.errors import DataError, IntegrityError
 from cadis_ray.evidence import recompute, verify, write_evidence
 from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.interface.progress import Progress
 from cadis_ray.models.checkpoints import read_state, write_safetensors
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.report.files import write_certificates

@@ -22,8 +22,8 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from tests_engine import REPOSITORY, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.ledger import Ledger
 from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.storage.ledger import Ledger
 
 LIMIT = 600
 RAY = Path(sys.executable).with_name("ray")

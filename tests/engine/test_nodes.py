@@ -30,9 +30,9 @@ from tests_engine import (  # pyright: ignore[reportMissingImports]
 from cadis_ray.base_classifier import load_base, load_view
 from cadis_ray.certification import certified_images, read_request, sources_of
 from cadis_ray.config import load_study
-from cadis_ray.ledger import Ledger
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
+from cadis_ray.storage.ledger import Ledger
 
 LIMIT = 600
 EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last

@@ -16,8 +16,8 @@ from cadis_ray.engine.sampling import _told_to_cma_es, draw
 from cadis_ray.engine.search import DEATHS, StudySearcher, settle
 from cadis_ray.engine.study import _session
 from cadis_ray.errors import UsageError
-from cadis_ray.ledger import Ledger
 from cadis_ray.space import distributions
+from cadis_ray.storage.ledger import Ledger
 from cadis_ray.warm_start import check_warm_start
 
 REPOSITORY = Path(__file__).parents[2]

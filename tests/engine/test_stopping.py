@@ -10,11 +10,11 @@ import pytest
 from cadis_ray.config import Study, load_study
 from cadis_ray.engine.search import settle
 from cadis_ray.engine.stopping import LedgerScheduler, Stopping
-from cadis_ray.ledger import Ledger
-from cadis_ray.packing import pack
 from cadis_ray.report.logs import inferred_counts, read_log
 from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.racing import rung_at, rungs_of
+from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.packing import pack
 
 REPOSITORY = Path(__file__).parents[2]
 LOGS = sorted((REPOSITORY / "../shared/reference/certification_logs").resolve().glob("*_sigma_0.50.tsv"))

@@ -20,11 +20,11 @@ from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
-from cadis_ray.ledger import Ledger
 from cadis_ray.models.denoisers import load_denoiser
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.storage.ledger import Ledger
 
 LIMIT = 420
 

@@ -16,8 +16,8 @@ from cadis_ray.data import load
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.denoised import Fresh, make_denoising
 from cadis_ray.finetuning.trial import trial_epochs
-from cadis_ray.ledger import Ledger
 from cadis_ray.models.checkpoints import read_state
+from cadis_ray.storage.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,14 +14,13 @@ from cadis_ray.errors import DataError
 from cadis_ray.models import checkpoints
 from cadis_ray.models.checkpoints import (
     load_strictly,
-    package_file,
     read_checkpoint,
     read_state,
-    resolve,
     sha256_of,
     state_hash,
     write_safetensors,
 )
+from cadis_ray.storage.references import resolve
 
 
 @pytest.fixture
@@ -194,7 +193,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, state, monkeypatch):
 @pytest.mark.parametrize("name", ["absent.safetensors", "../checkpoints.py", "/etc/passwd", ""])
 def test_only_files_of_the_package_are_package_files(name):
     with pytest.raises(DataError, match="no such file in this package"):
-        package_file(name)
+        resolve(f"package:{name}")
 
 
 def test_resolve_finds_files_on_disk_and_in_the_package(tmp_path, monkeypatch):

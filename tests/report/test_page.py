@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.report.files import certificates_tsv, clock, write_certificates, write_result, write_whole
+from cadis_ray.report.files import certificates_tsv, clock, write_certificates, write_result
 from cadis_ray.report.page import _sections, summary, write_report
 from cadis_ray.results import StudyResult
+from cadis_ray.storage.files import write_whole
 
 
 class Page(HTMLParser):

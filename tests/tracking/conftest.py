@@ -12,9 +12,9 @@ import pytest
 from cadis_ray import tracking
 from cadis_ray.compare import sync
 from cadis_ray.config import Study, load_study
-from cadis_ray.ledger import Ledger
 from cadis_ray.report.files import write_result
 from cadis_ray.run import open_folder
+from cadis_ray.storage.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests_server import Server  # pyright: ignore[reportMissingImports]

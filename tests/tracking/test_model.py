@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from cadis_ray.config import load_study
-from cadis_ray.ledger import Ledger
 from cadis_ray.results import StudyResult, TrialResult
 from cadis_ray.search_sections import Tracking
+from cadis_ray.storage.ledger import Ledger
 from cadis_ray.tracked import client_of
 from cadis_ray.tracking import sync
 

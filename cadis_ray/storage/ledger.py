@@ -1,11 +1,4 @@
-"""The ledger: which trials ran, what they counted, how they ended. One SQLite file a run.
-
-Resuming relies on it, so rows are inserted or verified to be equal, never replaced: a trial executed again
-after a crash must repeat its counts, and a second, different value is an ``IntegrityError``. One driver
-writes, guarded by ``run_lock.RunLock``; its threads may each open the file. On a network file system it has no
-write-ahead log, whose shared memory other machines do not see; locks must work there, as on NFS 4: a report read on
-one machine while another writes relies on them.
-"""
+"""What a study has to say: plain data, from which table, report, MLflow and result.json are made."""
 
 import json
 import math
@@ -21,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from cadis_ray.errors import EnvironmentProblem, IntegrityError
-from cadis_ray.files import network_file_system
-from cadis_ray.packing import compress, decompress
-from cadis_ray.results import State
+from cadis_ray.storage.files import network_file_system
+from cadis_ray.storage.packing import compress, decompress
 
+State = Literal["running", "complete", "pruned", "failed"]
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

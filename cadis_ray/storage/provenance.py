@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The git commit this package was run from, with ``+changes`` where files differ; None outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(str(files("cadis_ray")))
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)

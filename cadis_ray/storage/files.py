@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from cadis_ray.errors import EnvironmentProblem
+
 MOUNTS = Path("/proc/self/mounts")
 # Linux's names of file systems that several machines write; those of FUSE (sshfs, s3fs, gcsfuse) are nobody's disk.
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "gluster", "9p", "afs", "ocfs", "gfs", "fuse.")
@@ -59,3 +61,18 @@ def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
         if path.is_relative_to(place) and len(place.parts) >= longest:
             kind, longest = found, len(place.parts)
     return kind if kind.startswith(NETWORK) else None
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``path``, and its folder where it is missing, so that a reader never sees a part of the content.
+
+    Raises ``EnvironmentProblem`` where the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path}: cannot be written: {error.strerror}; make room or permit it, then resume the run"
+        ) from error

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Display
 from rich.text import Text
 
-from cadis_ray.report.table import one_line
+from cadis_ray.interface.text import one_line
 
 QUIET_SECONDS = 30.0
 

@@ -1,54 +1,10 @@
-"""Sections of the study file that say what a trial is made of: data, denoiser, classifier, and their parts."""
+"""Sections of the study file that say which networks a trial is made of."""
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]*$")]
-Value = bool | int | float | str | None
-A_LIST = Field(strict=False)  # YAML has lists only; strict pydantic refuses them for tuples
-
-
-class Section(BaseModel):
-    """A section of the study file: unknown keys, text for numbers, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def without_password(address: str | None, instead: str) -> str | None:
-    """The address; ValueError where it is a URL with a password in it, which ``instead`` says how to give."""
-    if "://" in (address or "") and urlsplit(address).password is not None:
-        raise ValueError(f"holds a password; give it {instead}")
-    return address
-
-
-class Data(Section):
-    """Where images come from and how many of each split are used.
-
-    ``path``: the data set's folder or its URI (s3://, gs://); digits has none. ``validation`` images are a seeded
-    slice of the training images; ``train`` of the rest are trained on, None: all. ``test`` images are the data set's
-    own, chosen by ``test_subset``: ``first`` of a seeded order, ``per_class`` the same number of each, ``every`` k-th.
-    ``image_size``: to resize and crop the test images of image_folder and parquet to; None: as they are.
-    """
-
-    name: Literal["digits", "cifar10", "image_folder", "parquet"]
-    path: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    train: Count | None = None
-    validation: Count = 400
-    test: Count = 400
-    test_subset: Literal["first", "per_class", "every"] = "first"
-    augmentation: Literal["none", "cifar10", "imagenet"] = "none"
-    image_size: Count | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _without_password(cls, path: str | None) -> str | None:
-        return without_password(path, "to the storage by its environment variables")
+from cadis_ray.interface.section import A_LIST, Count, NonNegative, Positive, Section, without_password
 
 
 class Denoiser(Section):
@@ -73,7 +29,7 @@ class Classifier(Section):
     library: Literal["timm", "transformers", "resnet"]
     name: str
     checkpoint: str | None = None
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     normalise: Literal["own", "half"] = "own"
     prefix: str = ""
     download: bool = False
