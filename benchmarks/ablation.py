@@ -19,15 +19,15 @@ import yaml
 
 from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.trial import trial_epochs
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.denoisers import Denoiser, load_denoiser
-from cadis_ray.models.lora import merge_lora
+from cadis_ray.models.adapters.lora import merge_lora
+from cadis_ray.models.classifiers.classifier import Classifier
+from cadis_ray.models.denoisers.diffusion import Denoiser, load_denoiser
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.metrics import acr, certified_accuracy, paired_difference
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.sampling import sample_votes
-from cadis_ray.trial_sections import Configuration
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 ABLATIONS = {

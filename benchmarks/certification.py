@@ -34,9 +34,9 @@ from cadis_ray.engine import certification
 from cadis_ray.engine.certification import count_models
 from cadis_ray.engine.cluster import cluster
 from cadis_ray.interface.progress import Progress
-from cadis_ray.models.architecture import architecture
-from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.models.denoisers import Denoiser, load_denoiser
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
+from cadis_ray.models.denoisers.architecture import architecture
+from cadis_ray.models.denoisers.diffusion import Denoiser, load_denoiser
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream

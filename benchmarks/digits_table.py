@@ -18,8 +18,8 @@ import torch
 from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.finetuning.trial import trial_epochs
-from cadis_ray.models.classifiers import evaluation
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.models.classifiers.classifier import evaluation
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.files import write_atomically
 

@@ -27,10 +27,10 @@ from cadis_ray.config import changed, load_study
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import BLOCK, IMAGES_PER_ITEM, count_models
 from cadis_ray.engine.cluster import cluster
-from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.finetuning.base_classifier import load_finetuned
 from cadis_ray.finetuning.flops import flops_of
 from cadis_ray.interface.progress import Progress
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import CountsStore
 

@@ -21,11 +21,12 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from cadis_ray.engine.trial import DDP
-from cadis_ray.finetuning.epoch import Batch, train_epoch
+from cadis_ray.finetuning.batch import Batch
+from cadis_ray.finetuning.epoch import train_epoch
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import load_classifier
+from cadis_ray.finetuning.settings import FineTuning
+from cadis_ray.models.classifiers.classifier import load_classifier
 from cadis_ray.models.sharding import shard, sharded
-from cadis_ray.trial_sections import FineTuning
 
 SETTINGS = FineTuning(adapter="full", num_noises=2, attack_steps=1, attack_radius=0.25, mask="none", epochs=1)
 

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from cadis_ray.models.checkpoints import write_safetensors
-from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 
 CLASSES, SHARD = 10, 5000
 CLASSIFIER = {"img_size": 64, "patch_size": 16, "num_classes": CLASSES, "embed_dim": 32, "depth": 1, "num_heads": 2}

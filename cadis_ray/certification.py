@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cadis_ray.base_classifier import base_identity, view_identity, view_of
 from cadis_ray.data import Split, load
 from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.finetuning.base_classifier import base_identity, view_identity, view_of
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
 from cadis_ray.smoothing.modes import MODES, Mode, few_samples
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.smoothing.settings import Finalists, schedule
 from cadis_ray.storage.run_folder import FOLDER, REQUEST
-from cadis_ray.trial_sections import Configuration, Finalists, schedule
 
 Sources = Mapping[Stream, Source]  # of one model
 Votes = dict[Stream, np.ndarray]  # (N, K + 1) each, of one model

@@ -100,7 +100,7 @@ def _request(checkpoints: list[Path], settings: dict[str, Any], seed: int | None
     from cadis_ray.checks import check_configuration
     from cadis_ray.config import changed, configuration, load_study
     from cadis_ray.finetuning.checkpoint import RECORD, read_record
-    from cadis_ray.trial_sections import Configuration
+    from cadis_ray.finetuning.configuration import Configuration
 
     models: dict[str, Model] = {}
     seeds = []

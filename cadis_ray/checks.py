@@ -8,11 +8,11 @@ from cadis_ray import rules
 from cadis_ray.config import Study
 from cadis_ray.errors import CadisError, UsageError
 from cadis_ray.explain import Finding, Schema, dotted, findings, section, with_value
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.interface.section import Section, got
 from cadis_ray.search_rules import search_findings
 from cadis_ray.search_sections import Distribution
 from cadis_ray.strict_yaml import KeyPath, Marks, Problem
-from cadis_ray.trial_sections import Configuration
 
 COMPARISON = ("data", "sigma", "denoiser", "validation", "certification")
 

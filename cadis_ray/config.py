@@ -16,11 +16,12 @@ from pydantic import Field
 from cadis_ray import rules, strict_yaml
 from cadis_ray.errors import UsageError
 from cadis_ray.explain import Schema, dotted, findings, section, with_value
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.interface.section import A_LIST, Count, Name, Section
 from cadis_ray.search_sections import Distribution, Objective, Resources, Sampler, Scheduler, Tracking
+from cadis_ray.smoothing.settings import Finalists
 from cadis_ray.storage.identity import identity, with_checkpoints
 from cadis_ray.storage.references import LOCAL, PACKAGE, shipped_config
-from cadis_ray.trial_sections import Configuration, Finalists
 
 
 class Study(Section):

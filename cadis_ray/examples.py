@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cadis_ray.base_classifier import load_base, load_view, view_of
 from cadis_ray.certification import Request, certified_images
+from cadis_ray.finetuning.base_classifier import load_base, load_view, view_of
 from cadis_ray.models.black_box import BlackBoxModel
 from cadis_ray.results import Examples
 from cadis_ray.smoothing.noise import Stream, gaussian

@@ -76,8 +76,8 @@ def write_model(
 
     from cadis_ray.card import model_card
     from cadis_ray.config import configuration
-    from cadis_ray.finetuning.checkpoint import load_finetuned
-    from cadis_ray.models.classifiers import Classifier
+    from cadis_ray.finetuning.base_classifier import load_finetuned
+    from cadis_ray.models.classifiers.classifier import Classifier
     from cadis_ray.models.hub_export import write_hub_folder
     from cadis_ray.smoothed import save_smoothed
 

@@ -9,17 +9,18 @@ import numpy as np
 
 from cadis_ray.config import Study, searched_paths
 from cadis_ray.errors import IntegrityError
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.report.files import read_examples
 from cadis_ray.report.logs import read_log
 from cadis_ray.report.sources import estimate_of
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.smoothing.bounds import same_numbers
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.storage.run_folder import certificates_file, read_ending
 from cadis_ray.summary import certificates_from, metrics_of, trial_result
-from cadis_ray.trial_sections import Configuration
 
 
 def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:

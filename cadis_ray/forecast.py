@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from cadis_ray.config import Study, configuration, trial_values
 from cadis_ray.errors import UsageError
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.finetuning.settings import FineTuning
 from cadis_ray.plan import Plan, plan
 from cadis_ray.search_sections import Resources
-from cadis_ray.trial_sections import Configuration, FineTuning, schedule
+from cadis_ray.smoothing.settings import schedule
 
 STATED = (0.2, 0.5)  # of the peak, where nothing was measured: what vision networks reach with and without care
 STATE_BYTES = 3 * 4  # a weight and AdamW's two moments, in a checkpoint

@@ -5,7 +5,7 @@ from math import prod
 
 from cadis_ray.config import Study, max_epochs, max_num_noises, searched_paths, trial_values
 from cadis_ray.data.collection import training_size
-from cadis_ray.trial_sections import schedule
+from cadis_ray.smoothing.settings import schedule
 
 FLOAT16_BYTES = 2
 

@@ -73,11 +73,11 @@ def pretrain(
         raise UsageError(f"--out {out}: exists already; give a folder that does not")
     import torch
 
-    from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
     from cadis_ray.models.checkpoints import write_safetensors
-    from cadis_ray.models.classifiers import load_classifier
-    from cadis_ray.models.denoisers import make_denoiser
+    from cadis_ray.models.classifiers.classifier import load_classifier
+    from cadis_ray.models.denoisers.diffusion import make_denoiser
+    from cadis_ray.models.memory import keep_freed_memory
     from cadis_ray.models.pretraining import pretrain_classifier, pretrain_denoiser, shifted
 
     keep_freed_memory()

@@ -6,24 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import State
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """ACR and its companions estimated from few samples on validation images. Never a certificate.
-
-    ``acr_at_n`` is the estimated ACR at certification's ``n`` and ``alpha``; ``se`` its bootstrap standard error
-    over images; ``certified_accuracy`` maps radius to share; ``clean`` is the share of images with P(label) > 1/2.
-    """
-
-    acr: float
-    se: float
-    clean: float
-    certified_accuracy: dict[float, float]
-    n: int
-    images: int
-    samples: int
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from cadis_ray.data.sources import DATA_SETS, TEST_IMAGES, image_shape
 from cadis_ray.explain import Finding, findings
 from cadis_ray.interface.section import got
-from cadis_ray.models.architecture import Architecture, architecture
+from cadis_ray.models.denoisers.architecture import Architecture, architecture
 from cadis_ray.storage.references import HUB, LOCAL, PACKAGE, checkpoint_file, shipped
 from cadis_ray.strict_yaml import KeyPath
 
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
 
 MAX_DIFFUSION_STEPS = 100_000  # the schedule is an array of this length
 Violations = Iterator[Finding]
-
-
-class ImageSet(NamedTuple):
-    """Size of a data set: number of its images but for its own test images, and their (C, H, W)."""
-
-    images: int
-    shape: tuple[int, int, int]
-
-
-DATA_SETS = {"digits": ImageSet(1_797, (1, 8, 8)), "cifar10": ImageSet(50_000, (3, 32, 32))}
-TEST_IMAGES = {"cifar10": 10_000}  # of data sets that have their own; those of digits are taken from its images
-
-
-def image_shape(name: str, image_size: int | None) -> tuple[int, int, int] | None:
-    """(C, H, W) of a data set's images; None where only the images themselves say."""
-    if name in DATA_SETS:
-        return DATA_SETS[name].shape
-    return (3, image_size, image_size) if image_size else None
 
 
 def violations(values: Mapping[str, Any]) -> Violations:
@@ -201,7 +184,7 @@ def _radii(sigma: float, n: int, alpha: float, radii: tuple[float, ...]) -> Viol
 def _denoiser(
     sigma: float, family: Any, checkpoint: str, config: dict[str, Any] | None, name: str, image_size: int | None
 ) -> Violations:
-    from cadis_ray.models.schedule import make_schedule  # NumPy takes 0.3 s to import
+    from cadis_ray.models.denoisers.schedule import make_schedule  # NumPy takes 0.3 s to import
 
     if family == "diffusers":
         if config is not None:

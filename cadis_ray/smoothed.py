@@ -14,19 +14,19 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cadis_ray.data.sources import image_shape
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
+from cadis_ray.finetuning.base_classifier import load_finetuned, model_identity
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.models.checkpoints import write_safetensors
-from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.models.denoisers import Denoiser, load_denoiser
-from cadis_ray.models.hub import DESCRIPTIONS, hub_folder
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
+from cadis_ray.models.classifiers.hub import DESCRIPTIONS, hub_folder
+from cadis_ray.models.denoisers.diffusion import Denoiser, load_denoiser
 from cadis_ray.models.hub_export import hub_state
-from cadis_ray.rules import image_shape
 from cadis_ray.smoothing.certifier import Certified, certify_images
 from cadis_ray.storage.files import digest
 from cadis_ray.storage.provenance import versions
 from cadis_ray.storage.references import LOCAL
-from cadis_ray.trial_sections import Configuration
 
 RECORD, CLASSIFIER, DENOISER = "smoothed.json", "classifier.safetensors", "denoiser.safetensors"
 LAYOUT, PIPELINE = "classifier", "denoiser"  # folders: a hub's description of the classifier, a pipeline

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from cadis_ray.config import Study, searched_paths
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.search_sections import Metric, Objective
-from cadis_ray.smoothing.estimate import estimate
+from cadis_ray.smoothing.estimate import Estimate, estimate
 from cadis_ray.smoothing.modes import MODES, Votes
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.storage.ledger import EpochRow, Ledger, TrialRow
-from cadis_ray.trial_sections import Configuration
 
 ACR = Objective()
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from cadis_ray.config import Study
 from cadis_ray.errors import UsageError
-from cadis_ray.results import Estimate
 from cadis_ray.run import read_study
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.space import distributions
 from cadis_ray.storage.identity import identity
 from cadis_ray.storage.ledger import Ledger

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from cadis_ray.allocator import keep_freed_memory
+from cadis_ray.models.memory import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     for _ in range(10):

@@ -18,8 +18,9 @@ from cadis_ray.report.comparison import differences
 from cadis_ray.report.files import write_result
 from cadis_ray.report.page import write_report
 from cadis_ray.report.sources import read_run, read_runs
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.run import open_folder, records
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.run_folder import STUDY
 
 REPOSITORY = Path(__file__).parents[1]

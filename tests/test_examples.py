@@ -12,8 +12,8 @@ from cadis_ray.certification import Model, Request, certified_images
 from cadis_ray.config import changed, load_study
 from cadis_ray.errors import IntegrityError
 from cadis_ray.examples import _surest, make_examples
-from cadis_ray.finetuning.checkpoint import load_finetuned
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.finetuning.base_classifier import load_finetuned
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.report.example_figure import WRONG, example_grid
 from cadis_ray.report.figures import svg
 from cadis_ray.report.files import read_examples, write_examples

@@ -10,9 +10,10 @@ import torch
 from cadis_ray.config import changed, configuration, load_study
 from cadis_ray.errors import UsageError
 from cadis_ray.export import Target, export
-from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, save_checkpoint
+from cadis_ray.finetuning.base_classifier import adapted_classifier, load_finetuned
+from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import load_classifier
+from cadis_ray.models.classifiers.classifier import load_classifier
 from cadis_ray.models.hub_export import write_hub_folder
 from cadis_ray.run import open_folder
 from cadis_ray.smoothed import load_smoothed

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadis_ray.base_classifier import base_identity, view_identity, view_of
 from cadis_ray.config import Study, configuration, fingerprint, load_study
+from cadis_ray.finetuning.base_classifier import base_identity, view_identity, view_of
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in (HERE / "identities").glob("*.yaml"))

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cadis_ray"
 SCIENCE = ("models", "data", "finetuning", "smoothing", "report")
 AT_ONCE = ("config", "plan", "strict_yaml", "errors", "space", "interface.command", "tune", "smoothing.bounds",
-           "smoothing.metrics", "models.schedule", "models.architecture",
+           "smoothing.metrics", "models.denoisers.schedule", "models.denoisers.architecture",
            "clusters", "certify", "compare", "export", "selftest")  # fmt: skip
 
 

@@ -13,10 +13,11 @@ import cadis_ray
 from cadis_ray.config import load_study
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.report.files import write_certificates, write_result
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.run import open_folder, records
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.storage.ledger import Ledger
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from cadis_ray.config import Study, load_study
-from cadis_ray.results import Estimate, TrialResult
+from cadis_ray.results import TrialResult
 from cadis_ray.search_sections import CleanAtLeast, Objective
-from cadis_ray.smoothing.estimate import estimate
+from cadis_ray.smoothing.estimate import Estimate, estimate
 from cadis_ray.summary import best_trial, estimate_from, finalists, pareto_front, summarise, to_recount
 
 BASE = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml").base

@@ -12,7 +12,7 @@ from cadis_ray.data import DataSet, load
 from cadis_ray.engine.counting import Count
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.trial import Epoch, trial_epochs
-from cadis_ray.models.lora import trainable_parameters
+from cadis_ray.models.adapters.lora import trainable_parameters
 from cadis_ray.smoothing.noise import Stream
 
 STUDY = load_study(Path(__file__).parents[1] / "search_spaces" / "systems_digits.yaml")

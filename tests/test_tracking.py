@@ -14,13 +14,14 @@ from safetensors.numpy import load_file
 from cadis_ray import tracking
 from cadis_ray.config import Study
 from cadis_ray.data.settings import Data
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.models.settings import Classifier, Denoiser
 from cadis_ray.report.page import write_report
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
 from cadis_ray.search_sections import Distribution, Resources, Tracking
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.tracking import Outbox, sync
-from cadis_ray.trial_sections import Configuration
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what MLflow's own imports warn of is not ours

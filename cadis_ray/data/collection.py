@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from cadis_ray.data.settings import Data
+from cadis_ray.data.sources import DATA_SETS, image_shape
 from cadis_ray.errors import DataError
-from cadis_ray.rules import DATA_SETS, image_shape
 
 if TYPE_CHECKING:
     from cadis_ray.data.images import Collection

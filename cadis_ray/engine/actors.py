@@ -6,8 +6,8 @@ from typing import Any
 
 import ray.data
 
-from cadis_ray.allocator import keep_freed_memory
 from cadis_ray.errors import CadisError
+from cadis_ray.models.memory import keep_freed_memory
 from cadis_ray.search_sections import Resources
 
 

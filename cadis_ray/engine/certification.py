@@ -13,9 +13,10 @@ from cadis_ray.engine.actors import on_actors
 from cadis_ray.engine.counting import Count, Item
 from cadis_ray.errors import IntegrityError
 from cadis_ray.interface.progress import Progress
-from cadis_ray.results import Certificates, Estimate
+from cadis_ray.results import Certificates
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.summary import certificates_from, estimate_from
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cadis_ray.base_classifier import View, load_base, load_view, view_of
 from cadis_ray.certification import Request, counted_images
 from cadis_ray.errors import DataError
+from cadis_ray.finetuning.base_classifier import View, load_base, load_view, view_of
 from cadis_ray.models.black_box import BlackBoxModel
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.preflight import preflight

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cadis_ray.config import Study
-from cadis_ray.results import Estimate
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.summary import clean_limit, estimate_from
 

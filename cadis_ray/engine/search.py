@@ -16,7 +16,7 @@ from cadis_ray.engine.estimates import Estimates
 from cadis_ray.engine.sampling import draw
 from cadis_ray.engine.stopping import LedgerScheduler, Stopping
 from cadis_ray.engine.trial import DRIVER, Pool, run_trial, worker_bundle
-from cadis_ray.results import Estimate
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.space import distributions, grid
 from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.storage.packing import unpack

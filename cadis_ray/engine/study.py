@@ -21,8 +21,9 @@ from cadis_ray.engine.search import ENDED, run_search, settle
 from cadis_ray.evidence import write_evidence
 from cadis_ray.importance import importance
 from cadis_ray.interface.progress import Progress
-from cadis_ray.results import Estimate, StudyResult, TrialResult
+from cadis_ray.results import StudyResult, TrialResult
 from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.provenance import commit, hardware, versions
 from cadis_ray.summary import summarise, to_recount, trial_results

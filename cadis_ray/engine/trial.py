@@ -26,7 +26,7 @@ from cadis_ray.storage.packing import pack
 
 if TYPE_CHECKING:
     from cadis_ray.data import Split
-    from cadis_ray.finetuning.denoised import Denoised, Denoising
+    from cadis_ray.finetuning.inputs import Denoised, Denoising
     from cadis_ray.finetuning.trial import Worker
 
 # Without limits a trial whose workers find no place, or whose nodes are taken away again and again, never ends.
@@ -153,13 +153,13 @@ def train_loop(config: dict[str, Any]) -> str | None:
     """Every worker's loop; returns why the trial cannot go on, or None at its end."""
     import torch
 
-    from cadis_ray.allocator import keep_freed_memory
     from cadis_ray.data import load
+    from cadis_ray.finetuning.batch import BEGINNING, NonFiniteLoss, Standing
     from cadis_ray.finetuning.checkpoint import save_checkpoint
-    from cadis_ray.finetuning.denoised import make_denoising
-    from cadis_ray.finetuning.epoch import BEGINNING, NonFiniteLoss, Standing
+    from cadis_ray.finetuning.inputs import make_denoising
     from cadis_ray.finetuning.trial import Epoch, Interruption, Worker, trial_epochs
-    from cadis_ray.models.lora import trainable_parameters
+    from cadis_ray.models.adapters.lora import trainable_parameters
+    from cadis_ray.models.memory import keep_freed_memory
     from cadis_ray.summary import estimate_from
 
     study: Study = config["study"]
@@ -218,7 +218,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
 
 def training_images(pool: Pool, train: "Split", denoising: Callable[[], "Denoising"], epoch: int) -> "Denoised":
     """An epoch's denoised images of ``train``, from where the pool has them; ``denoising`` makes what it has not."""
-    from cadis_ray.finetuning.denoised import Filed, Fresh
+    from cadis_ray.finetuning.inputs import Filed, Fresh
 
     held = pool.train[epoch]
     if held is None:

@@ -1,5 +1,5 @@
 """Fine-tuning on denoised images: losses, attack, optimiser, epoch."""
 
-from cadis_ray.finetuning.loss import ft_cadis_loss
+from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
 
 __all__ = ["ft_cadis_loss"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cadis_ray.models.classifiers import evaluation
+from cadis_ray.models.classifiers.classifier import evaluation
 
 TINY = 1e-12
 

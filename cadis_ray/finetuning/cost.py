@@ -3,9 +3,10 @@
 import numpy as np
 from torch import Tensor, nn
 
-from cadis_ray.base_classifier import view_of
+from cadis_ray.finetuning.base_classifier import view_of
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.finetuning.settings import NOISY
 from cadis_ray.models.black_box import BlackBoxModel
-from cadis_ray.trial_sections import NOISY, Configuration
 
 
 class Cost:

@@ -3,56 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cadis_ray.finetuning.loss import Losses, denoised_ce_loss, ft_cadis_loss
-from cadis_ray.finetuning.noisy_loss import gaussian_loss, smoothadv_loss
+from cadis_ray.finetuning.batch import BEGINNING, Batch, NonFiniteLoss, Standing
 from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
+from cadis_ray.finetuning.recipes.ft_cadis import Losses, denoised_ce_loss, ft_cadis_loss
+from cadis_ray.finetuning.recipes.noisy import gaussian_loss, smoothadv_loss
 from cadis_ray.models.sharding import reduce_gradients, sharded
 
 if TYPE_CHECKING:
-    from cadis_ray.trial_sections import FineTuning
-
-
-class Batch(NamedTuple):
-    """A part of one worker's share of a batch, on the model's device; images as for ``ft_cadis_loss``, noisy instead of
-    denoised ones where the recipe takes these.
-
-    ``scale`` multiplies the loss, a mean over the part's images: n_part * workers / n_global, because gradients of
-    parts are added and those of workers averaged. The sum is the gradient of the global mean.
-    """
-
-    clean: Tensor
-    denoised: Tensor
-    labels: Tensor
-    scale: float = 1.0
-
-
-class Standing(NamedTuple):
-    """How far an epoch has come: ``steps`` taken, and over ``images`` the sums of what ``train_epoch`` gives means of,
-    up to the gradient norm."""
-
-    steps: int = 0
-    images: int = 0
-    sums: tuple[float, ...] = (0.0,) * 6
-
-
-BEGINNING = Standing()
-
-
-class NonFiniteLoss(ArithmeticError):
-    """Loss or gradient of ``step`` (from 0, over all epochs) is not finite; it has not been taken."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(epoch, step)
-        self.epoch = epoch
-        self.step = step
-
-    def __str__(self) -> str:
-        return f"loss or gradient not finite in epoch {self.epoch}, step {self.step}"
+    from cadis_ray.finetuning.settings import FineTuning
 
 
 def train_epoch(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cadis_ray.finetuning.checkpoint import adapted_classifier
-from cadis_ray.models.denoisers import load_denoiser, make_denoiser
-from cadis_ray.models.lora import trainable_parameters
-from cadis_ray.trial_sections import Configuration
+from cadis_ray.finetuning.base_classifier import adapted_classifier
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.models.adapters.lora import trainable_parameters
+from cadis_ray.models.denoisers.diffusion import load_denoiser, make_denoiser
 
 
 class Flops(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cadis_ray.errors import DataError
+from cadis_ray.models.adapters.lora import merge_lora
 from cadis_ray.models.checkpoints import read_checkpoint
-from cadis_ray.models.classifiers import Classifier, load_weights
-from cadis_ray.models.lora import merge_lora
+from cadis_ray.models.classifiers.classifier import Classifier, load_weights
 from cadis_ray.storage.files import write_atomically
 
 PREFIX, PARALLEL, LORA = "classifier.", "module.", "lora_vit."

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from cadis_ray.models.sharding import BLOCK
 
 if TYPE_CHECKING:
-    from cadis_ray.trial_sections import FineTuning
+    from cadis_ray.finetuning.settings import FineTuning
 
 EMBEDDINGS = ("cls_token", "dist_token", "reg_token", "pos_embed", "position_embeddings")
 

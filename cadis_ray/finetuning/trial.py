@@ -8,22 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.base_classifier import as_base, view_of
 from cadis_ray.data import DataSet, Split
 from cadis_ray.data.augmentation import Augmentation
-from cadis_ray.finetuning.checkpoint import Trained, adapted_classifier, load_finetuned, restore_checkpoint
+from cadis_ray.finetuning.base_classifier import adapted_classifier, as_base, load_finetuned, view_of
+from cadis_ray.finetuning.batch import BEGINNING, Batch, Standing
+from cadis_ray.finetuning.checkpoint import restore_checkpoint
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.cost import Cost
-from cadis_ray.finetuning.denoised import EPOCH_BITS, Denoised
-from cadis_ray.finetuning.epoch import BEGINNING, Batch, Standing, train_epoch
-from cadis_ray.finetuning.evaluate import votes_on
-from cadis_ray.finetuning.noisy import Noisy
+from cadis_ray.finetuning.epoch import train_epoch
+from cadis_ray.finetuning.inputs import EPOCH_BITS, Denoised, Noisy
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
+from cadis_ray.finetuning.recipes.spsa import SpsaGc, spsa_epoch
+from cadis_ray.finetuning.settings import NOISY, FineTuning
+from cadis_ray.models.black_box import Trained
+from cadis_ray.models.classifiers.classifier import evaluation
 from cadis_ray.models.sharding import sharded
 from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.racing import Rung, rung_at, rungs_of
-from cadis_ray.trial_sections import NOISY, Configuration, FineTuning, schedule
+from cadis_ray.smoothing.settings import schedule
+from cadis_ray.smoothing.votes import count_votes
 
 VOTING_BATCH = 512
 NOTICE_STEPS = 10  # between two questions to all workers, which wait for each other to answer
@@ -252,3 +256,21 @@ def _count(classifier: nn.Module, data: DataSet, denoised: Draws, rung: Rung, se
 
 def _frozen(configuration: Configuration) -> nn.Module:
     return load_finetuned(configuration, None)
+
+
+@torch.inference_mode()
+def votes_on(classifier: nn.Module, denoised: Tensor, *, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Votes (N, K + 1), int64, of S denoised images of each of N images; the last column: votes for no class.
+
+    ``denoised`` (S, N, C, H, W) in [-1, 1], of any float type and on any device; ``classifier`` is on
+    ``device``, runs in float32 and evaluation mode, and is left in the mode it had. Counts of several calls
+    add up.
+    """
+    samples, images = denoised.shape[:2]
+    flat = denoised.flatten(0, 1)
+    rows = torch.arange(images).repeat(samples).to(device)
+    counts = []
+    with evaluation(classifier):
+        for chunk, chunk_rows in zip(flat.split(batch_size), rows.split(batch_size), strict=True):
+            counts.append(count_votes(classifier(chunk.to(device, torch.float32)), chunk_rows, images))
+    return torch.stack(counts).sum(0)

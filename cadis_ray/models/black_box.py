@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.errors import CadisError, DataError, EnvironmentProblem, UsageError
-from cadis_ray.models.coordinator import Coordinator
+from cadis_ray.models.adapters.coordinator import Coordinator
+from cadis_ray.models.classifiers.classifier import Classifier
 
 FIRST_PAUSE = 0.1  # seconds before the first retry; doubled for each further one
 Endpoint = Callable[[np.ndarray], Any]
@@ -154,3 +155,6 @@ def _post(url: str, pixels: np.ndarray, timeout: float) -> Any:
         return np.asarray(answer[kind], np.float32 if kind == "logits" else None)
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f'{url}: need JSON {{"logits": [[...]]}} or {{"labels": [...]}}: {error}') from error
+
+
+Trained = Classifier | BlackBoxModel

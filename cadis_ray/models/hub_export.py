@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cadis_ray.errors import UsageError
 from cadis_ray.models.checkpoints import write_safetensors
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.hub import WEIGHTS
+from cadis_ray.models.classifiers.classifier import Classifier
+from cadis_ray.models.classifiers.hub import WEIGHTS
 
 
 def hub_state(classifier: Classifier) -> dict[str, Tensor]:

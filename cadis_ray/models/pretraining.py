@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.denoisers import Denoiser
+from cadis_ray.models.classifiers.classifier import Classifier
+from cadis_ray.models.denoisers.diffusion import Denoiser
 
 Read = Callable[[Tensor, int], Tensor]
 

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from cadis_ray.models.classifiers import Classifier, load_classifier
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 from cadis_ray.storage.references import shipped_config
 
 DIGITS = "package:digits_classifier.safetensors"

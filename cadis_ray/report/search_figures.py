@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from cadis_ray.interface.text import one_line
 from cadis_ray.report.figures import GREY, STYLE, WINNER
 from cadis_ray.report.table import short_names, shown
-from cadis_ray.results import Estimate, StudyResult, TrialResult
+from cadis_ray.results import StudyResult, TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 
 FRONT = "#D55E00"
 

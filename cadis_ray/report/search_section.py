@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from cadis_ray.interface.text import one_line
 from cadis_ray.report.search_figures import figures_of, label
 from cadis_ray.report.table import ABSENT, Table, counted_on
-from cadis_ray.results import Estimate, StudyResult, TrialResult
+from cadis_ray.results import StudyResult, TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 
 Parts = tuple[str, tuple[str, ...], Table | None, dict[str, Figure]]  # heading, paragraphs, table, figures
 ROUNDING = 1e-12  # of a share: no violation

@@ -11,13 +11,15 @@ import numpy as np
 
 from cadis_ray.config import configuration
 from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.report.comparison import Certified, Comparison, Model, Protocol
 from cadis_ray.report.logs import Log, read_log
-from cadis_ray.results import Estimate, TrialResult
+from cadis_ray.results import TrialResult
 from cadis_ray.run import read_study
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import acr
+from cadis_ray.smoothing.settings import Certification
 from cadis_ray.storage.run_folder import certificates_file
-from cadis_ray.trial_sections import Certification, Configuration
 
 LOG_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 NUMBER = r"\d*\.?\d+(?!\.?\d)"

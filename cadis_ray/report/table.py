@@ -16,7 +16,8 @@ from rich.text import Text
 
 from cadis_ray.errors import IntegrityError
 from cadis_ray.interface.text import one_line
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
 
 ABSENT = "-"

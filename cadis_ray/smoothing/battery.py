@@ -17,13 +17,12 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from cadis_ray.base_classifier import add_noise
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
-from cadis_ray.models.denoisers import Denoiser
+from cadis_ray.models.denoisers.diffusion import Denoiser
+from cadis_ray.models.denoisers.schedule import make_schedule
 from cadis_ray.models.local_smoothing import LocalSmoothing
-from cadis_ray.models.schedule import make_schedule
 from cadis_ray.smoothing.certifier import certify_images
-from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.smoothing.noise import Stream, add_noise, gaussian
 from cadis_ray.smoothing.sampling import Classify
 
 SIGMA, N0, N, ALPHA = 0.5, 100, 400, 0.05  # a large alpha makes a wrong one visible in few replicates

@@ -6,13 +6,13 @@ label-aware counts: image i had k_i of n_i votes for its own label. ACR at any n
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from cadis_ray.results import Estimate
 from cadis_ray.smoothing.bounds import certified_radius, votes_needed
 
 ITERATIONS = 80  # of EM from equal weights: stopping early regularises
@@ -24,6 +24,23 @@ Votes = tuple[ArrayLike, ArrayLike]  # (k, n) of one model
 
 # p_A: 60 points below 1/2, where nothing is certified; above, Phi(u), as the radius is linear in u.
 GRID: Floats = np.concatenate([(np.arange(60) + 0.5) / 120, special.ndtr(np.arange(0, 5.01, 0.02))])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """ACR and its companions estimated from few samples on validation images. Never a certificate.
+
+    ``acr_at_n`` is the estimated ACR at certification's ``n`` and ``alpha``; ``se`` its bootstrap standard error
+    over images; ``certified_accuracy`` maps radius to share; ``clean`` is the share of images with P(label) > 1/2.
+    """
+
+    acr: float
+    se: float
+    clean: float
+    certified_accuracy: dict[float, float]
+    n: int
+    images: int
+    samples: int
 
 
 def next_samples(k: ArrayLike, n: ArrayLike, schedule: Sequence[int] = SCHEDULE, failures: int = FAILURES) -> Integers:

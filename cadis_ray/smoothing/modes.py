@@ -15,7 +15,7 @@ from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.sequential import capped_lower, decide, next_look
 
 if TYPE_CHECKING:
-    from cadis_ray.trial_sections import Certification
+    from cadis_ray.smoothing.settings import Certification
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]

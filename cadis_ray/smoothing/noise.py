@@ -117,3 +117,8 @@ def _box_muller(radial: Tensor, angular: Tensor, cosine: Tensor, sine: Tensor) -
     angle = angular.float().mul_(TURN / WORD)
     torch.mul(radius, angle.cos(), out=cosine)
     torch.mul(radius, angle.sin(), out=sine)
+
+
+def add_noise(images: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """2 (x + sigma noise) - 1, not clamped: noisy images on the classifiers' scale. ``images`` in [0, 1]."""
+    return (images + sigma * noise).mul_(2).sub_(1)

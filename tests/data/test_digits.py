@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from cadis_ray.config import load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.data.settings import Data
-from cadis_ray.models.classifiers import load_classifier
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.models.classifiers.classifier import load_classifier
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.storage.references import resolve
-from cadis_ray.trial_sections import Configuration
 
 STUDY = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
 

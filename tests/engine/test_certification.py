@@ -23,15 +23,15 @@ from cadis_ray.engine import certification
 from cadis_ray.engine.certification import certify_models, count_models, estimate_models
 from cadis_ray.errors import DataError, IntegrityError
 from cadis_ray.evidence import recompute, verify, write_evidence
-from cadis_ray.finetuning.checkpoint import load_finetuned
+from cadis_ray.finetuning.base_classifier import load_finetuned
 from cadis_ray.interface.progress import Progress
 from cadis_ray.models.checkpoints import read_state, write_safetensors
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.report.files import write_certificates
 from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream, gaussian
-from cadis_ray.trial_sections import Finalists
+from cadis_ray.smoothing.settings import Finalists
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
 CLASSIFIER = "package:digits_classifier.safetensors"

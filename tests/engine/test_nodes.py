@@ -27,9 +27,9 @@ from tests_engine import (  # pyright: ignore[reportMissingImports]
     write_study,
 )
 
-from cadis_ray.base_classifier import load_base, load_view
 from cadis_ray.certification import certified_images, read_request, sources_of
 from cadis_ray.config import load_study
+from cadis_ray.finetuning.base_classifier import load_base, load_view
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
 from cadis_ray.storage.ledger import Ledger

@@ -13,10 +13,10 @@ from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.engine.pool import make_pool
 from cadis_ray.engine.trial import Pool, training_images
-from cadis_ray.finetuning.denoised import make_denoising
+from cadis_ray.finetuning.inputs import make_denoising
 from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.interface.progress import Progress
-from cadis_ray.models.lora import trainable_state
+from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.plan import plan
 
 GB_OF_AN_EPOCH = 150 * 3 * 64 * 2 / 1e9

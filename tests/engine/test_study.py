@@ -19,8 +19,8 @@ from cadis_ray.compare import Format, compare
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
 from cadis_ray.errors import UsageError
-from cadis_ray.finetuning.checkpoint import load_finetuned, model_identity
-from cadis_ray.models.denoisers import load_denoiser
+from cadis_ray.finetuning.base_classifier import load_finetuned, model_identity
+from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream, gaussian

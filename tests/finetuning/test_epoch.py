@@ -13,13 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cadis_ray.finetuning.epoch import Batch, NonFiniteLoss, train_epoch
-from cadis_ray.finetuning.evaluate import votes_on
-from cadis_ray.finetuning.loss import ft_cadis_loss
+from cadis_ray.finetuning.batch import Batch, NonFiniteLoss
+from cadis_ray.finetuning.epoch import train_epoch
 from cadis_ray.finetuning.optimiser import make_optimiser
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.lora import add_lora, merge_lora, trainable_parameters
-from cadis_ray.trial_sections import FineTuning
+from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
+from cadis_ray.finetuning.settings import FineTuning
+from cadis_ray.finetuning.trial import votes_on
+from cadis_ray.models.adapters.lora import add_lora, merge_lora, trainable_parameters
+from cadis_ray.models.classifiers.classifier import Classifier
 
 SETTINGS = FineTuning(base_lr=5e-2, batch_size=12, epochs=4, warmup_epochs=1.0, attack_radius=0.1, attack_steps=2)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning import ft_cadis_loss
-from cadis_ray.finetuning import loss as loss_module
 from cadis_ray.finetuning.attack import adversarial_residuals
-from cadis_ray.finetuning.loss import Losses, denoised_ce_loss
+from cadis_ray.finetuning.recipes import ft_cadis as loss_module
+from cadis_ray.finetuning.recipes.ft_cadis import Losses, denoised_ce_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ATTACK: dict[str, Any] = {"adv_weight": 2.0, "attack_radius": 0.25, "attack_steps": 4}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.finetuning.noisy import Noisy
-from cadis_ray.finetuning.noisy_loss import attack_step, gaussian_loss, perturbation, smoothadv_loss
+from cadis_ray.finetuning.inputs import Noisy
+from cadis_ray.finetuning.recipes.noisy import attack_step, gaussian_loss, perturbation, smoothadv_loss
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 SHAPE = (2, 3, 3)

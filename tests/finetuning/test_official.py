@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning.official import export_official, import_official
+from cadis_ray.models.adapters.lora import add_lora
 from cadis_ray.models.checkpoints import read_checkpoint, state_hash
-from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.models.lora import add_lora
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 8, "num_classes": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 HF: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,

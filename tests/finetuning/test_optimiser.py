@@ -14,9 +14,9 @@ from cadis_ray.finetuning.optimiser import (
     make_optimiser,
     schedule_at,
 )
-from cadis_ray.models.classifiers import Classifier
-from cadis_ray.models.lora import add_lora
-from cadis_ray.trial_sections import FineTuning
+from cadis_ray.finetuning.settings import FineTuning
+from cadis_ray.models.adapters.lora import add_lora
+from cadis_ray.models.classifiers.classifier import Classifier
 
 SETTINGS = FineTuning(
     base_lr=1e-3,

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.errors import UsageError
-from cadis_ray.finetuning.checkpoint import adapted_classifier, load_finetuned, model_identity, save_checkpoint
-from cadis_ray.finetuning.epoch import Batch, NonFiniteLoss
-from cadis_ray.finetuning.spsa import SpsaGc, spsa_epoch
+from cadis_ray.finetuning.base_classifier import adapted_classifier, load_finetuned, model_identity
+from cadis_ray.finetuning.batch import Batch, NonFiniteLoss
+from cadis_ray.finetuning.checkpoint import save_checkpoint
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.finetuning.recipes.spsa import SpsaGc, spsa_epoch
 from cadis_ray.finetuning.trial import Epoch, trial_epochs
+from cadis_ray.models.adapters.coordinator import Coordinator
+from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
-from cadis_ray.models.coordinator import Coordinator
-from cadis_ray.models.lora import trainable_state
-from cadis_ray.trial_sections import Configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 

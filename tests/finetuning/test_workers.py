@@ -18,7 +18,7 @@ from cadis_ray.data import DataSet, load
 from cadis_ray.engine.trial import DDP
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.trial import Epoch, Worker, trial_epochs
-from cadis_ray.models.lora import trainable_state
+from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.sharding import shard, sharded
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from torch import nn
 
 from cadis_ray.errors import DataError
-from cadis_ray.models import checkpoints
 from cadis_ray.models.checkpoints import (
     load_strictly,
     read_checkpoint,
@@ -199,6 +198,6 @@ def test_only_files_of_the_package_are_package_files(name):
 def test_resolve_finds_files_on_disk_and_in_the_package(tmp_path, monkeypatch):
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "w.safetensors").touch()
-    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    monkeypatch.setattr("cadis_ray.storage.references.EMBEDDED", tmp_path / "embedded")
     assert resolve("package:w.safetensors") == tmp_path / "embedded" / "w.safetensors"
     assert resolve(str(tmp_path)) == tmp_path

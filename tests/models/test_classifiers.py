@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.models.classifiers import Classifier, evaluation, load_classifier
+from cadis_ray.models.classifiers.classifier import Classifier, evaluation, load_classifier
 
 DIGITS: dict[str, Any] = {
     "img_size": 8,

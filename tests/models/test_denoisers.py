@@ -10,8 +10,8 @@ from torch import nn
 
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import state_hash, write_safetensors
-from cadis_ray.models.denoisers import Denoiser, Mode, load_denoiser, make_denoiser
-from cadis_ray.models.schedule import make_schedule
+from cadis_ray.models.denoisers.diffusion import Denoiser, Mode, load_denoiser, make_denoiser
+from cadis_ray.models.denoisers.schedule import make_schedule
 
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
 DIGITS = {

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from cadis_ray.errors import DataError, EnvironmentProblem, UsageError
-from cadis_ray.finetuning.loss import ft_cadis_loss
-from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.models.hugging_face import HuggingFace, make_hugging_face
-from cadis_ray.models.lora import add_lora, merge_lora, trainable_parameters
+from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
+from cadis_ray.models.adapters.lora import add_lora, merge_lora, trainable_parameters
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
+from cadis_ray.models.classifiers.hugging_face import HuggingFace, make_hugging_face
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24,

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.models.classifiers import Classifier, load_classifier
-from cadis_ray.models.lora import (
+from cadis_ray.models.adapters.lora import (
     add_lora,
     load_trainable_state,
     merge_lora,
     trainable_parameters,
     trainable_state,
 )
+from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 
 SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

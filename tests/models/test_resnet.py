@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.models.classifiers import load_classifier
-from cadis_ray.models.lora import add_lora
-from cadis_ray.models.resnet import Block, make_resnet
+from cadis_ray.models.adapters.lora import add_lora
+from cadis_ray.models.classifiers.classifier import load_classifier
+from cadis_ray.models.classifiers.resnet import Block, make_resnet
 
 
 def randomised(module: nn.Module) -> nn.Module:

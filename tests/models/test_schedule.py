@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.models.schedule import make_schedule
+from cadis_ray.models.denoisers.schedule import make_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROGRAMS = {"improved": ("cosine", 4000), "guided": ("linear", 1000)}
@@ -71,5 +71,5 @@ def test_impossible_schedules_are_refused(name, steps):
 
 
 def test_schedule_and_architecture_do_not_import_torch():
-    code = "import cadis_ray.models.schedule, cadis_ray.models.architecture, sys; sys.exit('torch' in sys.modules)"
+    code = "from cadis_ray.models.denoisers import architecture, schedule; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from cadis_ray.errors import UsageError
-from cadis_ray.models.architecture import architecture
-from cadis_ray.models.layers import AttentionBlock, Norm, timestep_embedding
-from cadis_ray.models.unet import UNet
+from cadis_ray.models.denoisers.architecture import architecture
+from cadis_ray.models.denoisers.layers import AttentionBlock, Norm, timestep_embedding
+from cadis_ray.models.denoisers.unet import UNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHARED = Path(__file__).parents[3] / "shared" / "golden"

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 
 WEIGHT, RANK = "finetuning.adv_weight", "finetuning.lora.r"
 HOSTILE = "loss is\nnot finite \x1b[31m<script>alert(1)</script> | `x` $y$ [z](http://a.b)"

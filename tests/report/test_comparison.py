@@ -17,7 +17,8 @@ from cadis_ray.report.comparison import (
     standard_error,
 )
 from cadis_ray.report.comparison_tables import best_table, certificates_table, estimates_table
-from cadis_ray.results import Estimate, TrialResult
+from cadis_ray.results import TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import certified_accuracy
 
 COHEN = Protocol("protocol", 100, 100_000, 0.001)

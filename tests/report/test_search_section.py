@@ -9,7 +9,8 @@ import pytest
 from cadis_ray.report.page import summary, write_report
 from cadis_ray.report.search_figures import figures_of
 from cadis_ray.report.search_section import finalists_table, search_record, search_sections
-from cadis_ray.results import Estimate, StudyResult
+from cadis_ray.results import StudyResult
+from cadis_ray.smoothing.estimate import Estimate
 
 
 def estimate(acr: float, clean: float = 0.9) -> Estimate:

@@ -10,7 +10,8 @@ import pytest
 from tests_chromium import Page, browse, chromium  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.report.page import write_report
-from cadis_ray.results import Certificates, Estimate, StudyResult, TrialResult
+from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.tracked import TRIAL, client_of
 
 pytestmark = [

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.models.classifiers import Classifier
+from cadis_ray.models.classifiers.classifier import Classifier
 from cadis_ray.models.sharding import like, whole
 
 # Where the attention has three linear layers, libraries give them one of these names.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cadis_ray.models.architecture import GROUPS, Architecture
+from cadis_ray.models.denoisers.architecture import GROUPS, Architecture
 
 M = TypeVar("M", bound=nn.Module)
 

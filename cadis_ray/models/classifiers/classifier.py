@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import load_strictly, read_state
-from cadis_ray.models.hub import folder_weights, hub_folder
-from cadis_ray.models.resnet import MEAN, SIZE, STD, make_resnet
+from cadis_ray.models.classifiers.hub import folder_weights, hub_folder
+from cadis_ray.models.classifiers.resnet import MEAN, SIZE, STD, make_resnet
 from cadis_ray.storage.references import HUB, LOCAL
 
 Library = Literal["timm", "transformers", "resnet"]
@@ -145,7 +145,7 @@ def _timm(
 def _transformers(
     name: str, checkpoint: str | None, config: dict[str, Any], normalise: Normalise, download: bool, prefix: str
 ) -> Classifier:
-    from cadis_ray.models.hugging_face import make_hugging_face  # transformers takes seconds to import
+    from cadis_ray.models.classifiers.hugging_face import make_hugging_face  # transformers takes seconds to import
 
     folder = hub_folder(f"{HUB}{name}" if "/" in name and ":" not in name else name, download)
     backbone, takes = make_hugging_face(name, folder, config)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.finetuning.epoch import Batch, NonFiniteLoss
-from cadis_ray.finetuning.noisy_loss import gaussian_loss
+from cadis_ray.finetuning.batch import Batch, NonFiniteLoss
+from cadis_ray.finetuning.recipes.noisy import gaussian_loss
 
 
 class SpsaGc(torch.optim.Optimizer):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cadis_ray.models.classifiers import Classifier
+from cadis_ray.models.classifiers.classifier import Classifier
 
 FIRST_SIDE, DOUBLINGS = 2, 3  # of the prompt, before it is resized to the image
 

@@ -11,10 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cadis_ray.models.architecture import Architecture
-from cadis_ray.models.layers import AttentionBlock, Downsample, Norm, ResBlock, Upsample, timestep_embedding, zeroed
+from cadis_ray.models.denoisers.architecture import Architecture
+from cadis_ray.models.denoisers.layers import (
+    AttentionBlock,
+    Downsample,
+    Norm,
+    ResBlock,
+    Upsample,
+    timestep_embedding,
+    zeroed,
+)
 
 Folded = tuple[tuple[Tensor, ...], ...]
+
+
 """Per residual block, what ``ResBlock.fold`` made of one timestep."""
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cadis_ray.finetuning.attack import TINY, class_logits, frozen
-from cadis_ray.finetuning.loss import Losses
+from cadis_ray.finetuning.recipes.ft_cadis import Losses
 
 
 def gaussian_loss(classifier: nn.Module, noisy: Tensor, labels: Tensor) -> Losses:

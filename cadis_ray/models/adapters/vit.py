@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cadis_ray.errors import UsageError
-from cadis_ray.models.classifiers import Classifier
+from cadis_ray.models.classifiers.classifier import Classifier
 
 
 class Prompted(nn.Module):

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import SHOWN, read_state
-from cadis_ray.models.hub import read_description
+from cadis_ray.models.classifiers.hub import read_description
 
 DROP_PATH = "drop_path_rate"
 PLAIN_VITS = ("ViTLayer", "DeiTLayer")  # each adds ``dropout(branch)`` to the stream, twice

@@ -1,0 +1,1 @@
+"""The losses that fine-tuning can minimise, one family a module."""

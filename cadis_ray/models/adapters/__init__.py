@@ -1,0 +1,1 @@
+"""What fine-tuning adds to a classifier: low-rank adapters, prompts, series adapters, a coordinator."""

@@ -1,0 +1,1 @@
+"""Classifiers off the shelf, of timm, transformers and the CIFAR ResNets."""

@@ -1,0 +1,1 @@
+"""Diffusion denoisers: their schedules, networks and weights."""

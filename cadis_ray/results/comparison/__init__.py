@@ -1,0 +1,1 @@
+"""Models of several runs, logs and published results beside each other."""

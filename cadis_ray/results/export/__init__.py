@@ -1,0 +1,1 @@
+"""A model of a run as files that need neither the run nor this program's checkpoints."""

@@ -1,0 +1,1 @@
+"""Trials, certificates and models in MLflow: the only folder that imports it."""
