@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import yaml
 
-from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.trial import trial_epochs
@@ -28,6 +27,8 @@ from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.metrics import acr, certified_accuracy, paired_difference
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.sampling import sample_votes
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study, configuration
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 ABLATIONS = {

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cadis_ray.certification import Model, Request
-from cadis_ray.config import changed, load_study
+from cadis_ray.certification.request import Model, Request
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import count_models
 from cadis_ray.engine.cluster import cluster
@@ -37,10 +36,12 @@ from cadis_ray.interface.progress import Progress
 from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 from cadis_ray.models.denoisers.architecture import architecture
 from cadis_ray.models.denoisers.diffusion import Denoiser, load_denoiser
-from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.sampling import Denoise, fastest_batch, sample_votes
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import Resources
+from cadis_ray.study.study import changed
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 PLAIN_BATCH = 400

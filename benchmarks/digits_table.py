@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.classifiers.classifier import evaluation
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.files import write_atomically
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study, configuration
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 LAMBDAS = (1.0, 2.0, 4.0)

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.certification import Model, Request, certified_images
-from cadis_ray.config import changed, configuration
-from cadis_ray.engine.counting import Count
-from cadis_ray.export import Target, write_model
-from cadis_ray.finished import read_result
-from cadis_ray.run import read_study
+from cadis_ray.certification.counting import Count
+from cadis_ray.certification.request import Model, Request, certified_images
+from cadis_ray.results.mlflow.models import write_pyfunc
+from cadis_ray.results.read import read_result
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.storage.run_folder import open_ledger
+from cadis_ray.study.study import changed, configuration, read_study
 
 N0 = 100
 LOADED = """
@@ -58,7 +57,7 @@ def compare(run: Path, images: int, n: int, folder: Path) -> dict[str, object]:
     with open_ledger(run) as ledger:
         result = read_result(study, run, ledger)
         row = next(row for row in ledger.trials() if row.name == result.winner)
-    write_model(folder / "model", Target.MLFLOW, study, result, row)
+    write_pyfunc(folder / "model", study, result, row)
     base = changed(study.base, {"certification.images": images, "certification.n0": N0, "certification.n": n})
     test, _ = certified_images(base)
     model = Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from cadis_ray.report.logs import inferred_counts, read_log
-from cadis_ray.results import TrialResult
-from cadis_ray.search_sections import Objective
+from cadis_ray.certification.logs import inferred_counts, read_log
+from cadis_ray.search.objective import best_trial, finalists
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.estimate import GRID, SCHEDULE, Estimate, acr_at, mean_radius, next_samples, npmle
 from cadis_ray.smoothing.metrics import acr, paired_difference
-from cadis_ray.summary import best_trial, finalists
+from cadis_ray.study.sections import Objective
 
 N0, N, ALPHA = 100, 100_000, 0.001
 Floats = NDArray[np.float64]

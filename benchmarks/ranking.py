@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cadis_ray.certification.logs import ROUNDING, Log, inferred_counts, read_log
 from cadis_ray.errors import CadisError, UsageError
-from cadis_ray.report.logs import ROUNDING, Log, inferred_counts, read_log
 from cadis_ray.smoothing.bounds import certified_radius, max_radius
 from cadis_ray.smoothing.estimate import SCHEDULE, acr_at, mean_radius, next_samples, npmle
 

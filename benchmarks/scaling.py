@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from cadis_ray.certification import Model, Request
-from cadis_ray.config import changed, load_study
+from cadis_ray.certification.pending import BLOCK, IMAGES_PER_ITEM
+from cadis_ray.certification.request import Model, Request
 from cadis_ray.engine import certification
-from cadis_ray.engine.certification import BLOCK, IMAGES_PER_ITEM, count_models
+from cadis_ray.engine.certification import count_models
 from cadis_ray.engine.cluster import cluster
 from cadis_ray.finetuning.base_classifier import load_finetuned
-from cadis_ray.finetuning.flops import flops_of
 from cadis_ray.interface.progress import Progress
 from cadis_ray.models.denoisers.diffusion import load_denoiser
-from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import CountsStore
+from cadis_ray.study.flops import flops_of
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import Resources
+from cadis_ray.study.study import changed
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 IMAGES = 40

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cadis_ray.report.logs import Log, inferred_counts, read_log
+from cadis_ray.certification.logs import Log, inferred_counts, read_log
 from cadis_ray.smoothing.bounds import ABSTAIN, votes_needed
 from cadis_ray.smoothing.sequential import BETA, decide, next_look
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from cadis_ray.engine.trial import DDP
+from cadis_ray.engine.worker import DDP
 from cadis_ray.finetuning.batch import Batch
 from cadis_ray.finetuning.epoch import train_epoch
 from cadis_ray.finetuning.optimiser import make_optimiser

@@ -30,12 +30,13 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy import special
 
-from cadis_ray.config import Study, load_study
-from cadis_ray.engine.sampling import draw
+from cadis_ray.search.sampling import draw
 from cadis_ray.smoothing.bounds import certified_radius
 from cadis_ray.smoothing.estimate import GRID, SCHEDULE, acr_at, mean_radius, next_samples, npmle
 from cadis_ray.smoothing.racing import Rung, may_still_win, rung_at, rungs_of
-from cadis_ray.space import distributions, grid
+from cadis_ray.study.load import load_study
+from cadis_ray.study.space import distributions, grid
+from cadis_ray.study.study import Study
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 LAMBDA, EPSILON = "finetuning.adv_weight", "finetuning.attack_radius"

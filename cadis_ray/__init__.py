@@ -1,16 +1,12 @@
-"""Ray-distributed hyperparameter search for certifiably robust classifiers."""
+"""Ray-distributed hyperparameter search for certifiably robust classifiers. docs/api.md says what may be imported."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cadis_ray.interface.lazy import lazy
+
 if TYPE_CHECKING:
-    from cadis_ray.notebook import Run
+    from cadis_ray.results.report.notebook import load
 
 __version__ = "0.1.0"
-
-
-def load(run_dir: str | Path) -> "Run":
-    """A run's trials, epochs and certificates as pandas frames, its figures, and a page for the notebook."""
-    from cadis_ray import notebook  # seconds, which importing this package must not cost
-
-    return notebook.load(Path(run_dir))
+__all__ = ["load"]
+__getattr__ = lazy(__name__, {"cadis_ray.results.report.notebook": ["load"]})

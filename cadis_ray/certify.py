@@ -12,8 +12,8 @@ from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
-    from cadis_ray.certification import Request
-    from cadis_ray.search_sections import Resources
+    from cadis_ray.certification.request import Request
+    from cadis_ray.study.sections import Resources
 
 SAME = ("data", "sigma", "denoiser")
 
@@ -50,7 +50,7 @@ def certify(
 
       python -m cadis_ray.certify verify certified --recompute 1%
     """
-    from cadis_ray.search_sections import Resources
+    from cadis_ray.study.sections import Resources
 
     if address == "auto":
         raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
@@ -79,7 +79,7 @@ def verify(
     """
     import numpy as np
 
-    from cadis_ray import evidence
+    from cadis_ray.certification import evidence
 
     share = _numbers("--recompute", recompute.removesuffix("%"))
     if not recompute.endswith("%") or len(share) != 1 or not 0 <= share[0] <= 100:
@@ -96,11 +96,12 @@ def verify(
 
 def _request(checkpoints: list[Path], settings: dict[str, Any], seed: int | None) -> "Request":
     """What to certify, all models with the first one's data, denoiser and sigma, changed by ``settings``."""
-    from cadis_ray.certification import Model, Request
-    from cadis_ray.checks import check_configuration
-    from cadis_ray.config import changed, configuration, load_study
+    from cadis_ray.certification.request import Model, Request
     from cadis_ray.finetuning.checkpoint import RECORD, read_record
     from cadis_ray.finetuning.configuration import Configuration
+    from cadis_ray.study.checks import check_configuration
+    from cadis_ray.study.load import load_study
+    from cadis_ray.study.study import changed, configuration
 
     models: dict[str, Model] = {}
     seeds = []
@@ -141,15 +142,16 @@ def _open_folder(out: Path, request: "Request", resume: bool) -> None:
 
 
 def _run(request: "Request", out: Path, resources: "Resources", address: str) -> None:
+    from cadis_ray.certification.evidence import write_evidence
+    from cadis_ray.certification.tsv import write_certificates
     from cadis_ray.engine.capacity import actor_demand, check_capacity
     from cadis_ray.engine.certification import certify_models, estimate_models
     from cadis_ray.engine.cluster import cluster
-    from cadis_ray.evidence import write_evidence
     from cadis_ray.interface.progress import Progress
     from cadis_ray.interface.signals import interruption, raise_on_signals
-    from cadis_ray.report.files import write_certificates
-    from cadis_ray.report.table import certificates_table, to_text, trials_table
-    from cadis_ray.results import StudyResult, TrialResult
+    from cadis_ray.results.report.table import certificates_table, to_text, trials_table
+    from cadis_ray.results.study import StudyResult
+    from cadis_ray.search.trials import TrialResult
     from cadis_ray.smoothing.counts import CountsStore
     from cadis_ray.storage.lock import RunLock
 

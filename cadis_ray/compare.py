@@ -16,9 +16,9 @@ from cadis_ray.interface.command import command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cadis_ray.report.comparison import Comparison
-    from cadis_ray.report.table import Table
-    from cadis_ray.tracked import Status
+    from cadis_ray.results.comparison.compare import Comparison
+    from cadis_ray.results.mlflow.store import Status
+    from cadis_ray.results.report.table import Table
 
 
 ENDS: "dict[str, Status]" = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # in MLflow's words
@@ -82,7 +82,7 @@ def compare(
     if runs is not None and experiment is None:
         raise UsageError("--runs: names runs of an --experiment; give it too")
     asked = None if radii is None else _radii(radii)
-    from cadis_ray.report.sources import read_logs, read_run
+    from cadis_ray.results.comparison.sources import read_logs, read_run
 
     if experiment is not None:
         comparison = _experiment(experiment, runs, tracking)
@@ -106,12 +106,12 @@ def sync(
 
     Where to: the study's tracking.uri, MLFLOW_TRACKING_URI, or a file in the run's folder. Again, it changes nothing.
     """
-    from cadis_ray.finished import read_result
-    from cadis_ray.run import read_study
+    from cadis_ray.results.mlflow.store import address, without_secrets
+    from cadis_ray.results.mlflow.sync import send
+    from cadis_ray.results.read import read_result
     from cadis_ray.storage.lock import RunLock
     from cadis_ray.storage.run_folder import open_ledger, read_ending
-    from cadis_ray.tracked import address, without_secrets
-    from cadis_ray.tracking import send
+    from cadis_ray.study.study import read_study
 
     study = read_study(folder)
     with RunLock(folder / "lock"), open_ledger(folder) as ledger:
@@ -127,8 +127,8 @@ def sync(
 def _experiment(name: str, runs: str | None, tracking: str) -> "Comparison":
     import tempfile
 
-    from cadis_ray.report.sources import read_runs
-    from cadis_ray.tracked_runs import bring
+    from cadis_ray.results.comparison.sources import read_runs
+    from cadis_ray.results.mlflow.download import bring
 
     with tempfile.TemporaryDirectory() as folder:
         return read_runs(name, bring(tracking, name, runs.split(",") if runs else (), Path(folder)))
@@ -145,8 +145,8 @@ def _radii(text: str) -> tuple[float, ...]:
 
 
 def _tables(comparison: "Comparison", dataset: str | None) -> "list[Table]":
-    from cadis_ray.report.comparison_tables import best_table, certificates_table, estimates_table
-    from cadis_ray.report.published import published, published_table
+    from cadis_ray.results.comparison.published import published, published_table
+    from cadis_ray.results.comparison.tables import best_table, certificates_table, estimates_table
 
     tables = [certificates_table(comparison), best_table(comparison), estimates_table(comparison)]
     found = [table for table in tables if table and table.rows]
@@ -169,8 +169,8 @@ def _conflict(comparison: "Comparison", dataset: str) -> str:
 
 
 def _json(comparison: "Comparison", dataset: str | None) -> str:
-    from cadis_ray.report.comparison import records
-    from cadis_ray.report.published import published, published_table
+    from cadis_ray.results.comparison.compare import records
+    from cadis_ray.results.comparison.published import published, published_table
 
     rows = records(comparison)
     held: object = rows
@@ -182,7 +182,7 @@ def _json(comparison: "Comparison", dataset: str | None) -> str:
 
 
 def _text(comparison: "Comparison", dataset: str | None, format: Format) -> str:
-    from cadis_ray.report import formats
+    from cadis_ray.results.comparison import formats
 
     title, tables = f"Comparison: {comparison.name}", _tables(comparison, dataset)
     if format is Format.MARKDOWN:
@@ -197,7 +197,7 @@ def _text(comparison: "Comparison", dataset: str | None, format: Format) -> str:
 def _figures(comparison: "Comparison") -> "dict[str, Figure]":
     from scipy.special import ndtr
 
-    from cadis_ray.report.figures import certified_curves, confidences
+    from cadis_ray.results.report.figures import certified_curves, confidences
 
     certified = {model.name: model.certified for model in comparison.models if model.certified}
     curves = {name: (c.radius, c.correct) for name, c in certified.items()}
@@ -214,8 +214,8 @@ def _figures(comparison: "Comparison") -> "dict[str, Figure]":
 def _show(tables: "list[Table]") -> None:
     from rich.console import Console
 
-    from cadis_ray.report.formats import to_lines
-    from cadis_ray.report.table import to_rich
+    from cadis_ray.results.comparison.formats import to_lines
+    from cadis_ray.results.report.table import to_rich
 
     console = Console()
     if not console.is_terminal:

@@ -2,19 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cadis_ray.errors import UsageError
 from cadis_ray.interface.command import command
-
-if TYPE_CHECKING:
-    from cadis_ray.config import Study
-    from cadis_ray.results import StudyResult
-    from cadis_ray.storage.ledger import TrialRow
-
-CARD = "README.md"
 
 
 class Target(StrEnum):
@@ -43,9 +36,9 @@ def export(
     """
     if out.exists():
         raise UsageError(f"{out} exists; give another --out")
-    from cadis_ray.finished import read_result
-    from cadis_ray.run import read_study
+    from cadis_ray.results.read import read_result
     from cadis_ray.storage.run_folder import open_ledger
+    from cadis_ray.study.study import read_study
 
     study = read_study(run)
     with open_ledger(run) as ledger:
@@ -55,56 +48,14 @@ def export(
         raise UsageError(f"{run}: has no winner yet; finish it, or give --model, one of {', '.join(rows)}")
     if name not in rows:
         raise UsageError(f"--model: got {name!r}; need one of {', '.join(rows)}")
-    write_model(out, to, study, result, rows[name])
+    if to is Target.MLFLOW:
+        from cadis_ray.results.mlflow.models import write_pyfunc as write
+    elif to is Target.HF:
+        from cadis_ray.results.export.write import write_hub as write
+    else:
+        from cadis_ray.results.export.write import write_safetensors as write
+    write(out, study, result, rows[name])
     print(f"{name} is in {out}/")
-
-
-def write_model(
-    out: Path,
-    to: Target,
-    study: "Study",
-    result: "StudyResult",
-    row: "TrialRow",
-    described: Any = None,
-) -> None:
-    """Write a model to ``out``, which must not exist; ``described``: of one logged to MLflow, its ``Model``.
-
-    Raises UsageError for a trial that has no weights.
-    """
-    import shutil
-    import tempfile
-
-    from cadis_ray.card import model_card
-    from cadis_ray.config import configuration
-    from cadis_ray.finetuning.base_classifier import load_finetuned
-    from cadis_ray.models.classifiers.classifier import Classifier
-    from cadis_ray.models.hub_export import write_hub_folder
-    from cadis_ray.smoothed import save_smoothed
-
-    chosen = configuration(study, row.parameters)
-    if row.checkpoint is None and chosen.finetuning.recipe != "none":
-        raise UsageError(f"{row.name} is {row.state} and has no checkpoint; give another --model")
-    checkpoint = Path(row.checkpoint) if row.checkpoint else None
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, not in it: the folder appears whole or not at all.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.resolve().parent) as temporary:
-        made = Path(temporary) / "made"
-        smoothed = made / "smoothed" if to is Target.HF else Path(temporary) / "smoothed"
-        record = save_smoothed(smoothed, study.base, chosen, checkpoint)
-        card = smoothed / CARD
-        card.write_text(model_card(result, row.name, record))
-        if to is Target.MLFLOW:
-            from cadis_ray import pyfunc
-
-            pyfunc.save(made, smoothed, card.rename(Path(temporary) / CARD), described)
-        elif to is Target.HF:
-            classifier = load_finetuned(chosen, checkpoint)
-            assert isinstance(classifier, Classifier), "save_smoothed refused a black box"
-            write_hub_folder(made, classifier, chosen.classifier.library)
-            card.rename(made / CARD)
-        else:
-            smoothed.rename(made)
-        shutil.move(made, out)
 
 
 if __name__ == "__main__":

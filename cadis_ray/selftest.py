@@ -8,7 +8,7 @@ from cadis_ray.errors import EnvironmentProblem, IntegrityError, UsageError
 from cadis_ray.interface.command import command
 
 if TYPE_CHECKING:
-    from cadis_ray.smoothing.battery import Finding
+    from cadis_ray.certification.battery import Finding
 
 HEADER = ("classifier", "p_A", "votes", "false", "expected", "coverage", "mean", "dispersion", "flags")
 
@@ -33,7 +33,7 @@ def selftest(
     """
     import torch
 
-    from cadis_ray.smoothing.battery import run
+    from cadis_ray.certification.battery import run
 
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: need cpu, cuda or cuda:NUMBER")

@@ -49,10 +49,11 @@ def tune(
         raise UsageError("--hardware: predicts what a study takes; give --dry-run with it")
     if out is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(out)):
         raise UsageError(f"--out {out}: must be a folder, not a URI: its ledger is a SQLite file; mount what is shared")
-    from cadis_ray import forecast
-    from cadis_ray.config import load_study
-    from cadis_ray.plan import lines, plan
-    from cadis_ray.run import default_folder, open_folder, read_study
+    from cadis_ray.study import forecast
+    from cadis_ray.study.folder import default_folder, open_folder
+    from cadis_ray.study.load import load_study
+    from cadis_ray.study.plan import lines, plan
+    from cadis_ray.study.study import read_study
 
     if study is not None:
         chosen = load_study(study)
@@ -71,7 +72,7 @@ def tune(
     if ended := _ended(run_dir):
         print(ended)
         return
-    from cadis_ray.run import run
+    from cadis_ray.engine.run import run
 
     code = run(chosen, run_dir, address)
     sys.stdout.flush()

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.certification import Model, Request, certified_images
-from cadis_ray.config import changed, configuration, load_study
+from cadis_ray.certification.counting import Count
+from cadis_ray.certification.request import Model, Request, certified_images
 from cadis_ray.data import DataSet, load
-from cadis_ray.engine.counting import Count
 from cadis_ray.finetuning.base_classifier import as_base, base_identity, load_base, load_view, view_identity, view_of
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.models.local_smoothing import LocalSmoothing
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import changed, configuration
 
 STUDY = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml")
 KINDS = ("denoise_then_classify", "classify", "local_smoothing", "black_box")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cadis_ray.config import load_study
 from cadis_ray.errors import UsageError
+from cadis_ray.study.load import load_study
 
 STUDY = yaml.safe_load((Path(__file__).parents[1] / "search_spaces" / "systems_digits.yaml").read_text())
 

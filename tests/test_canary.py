@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadis_ray import tracking
 from cadis_ray.compare import sync
-from cadis_ray.config import load_study
 from cadis_ray.errors import EnvironmentProblem, UsageError
-from cadis_ray.report.page import write_report
-from cadis_ray.results import StudyResult, TrialResult
-from cadis_ray.run import open_folder
+from cadis_ray.results.mlflow.outbox import Outbox
+from cadis_ray.results.mlflow.store import address, client_of, without_secrets
+from cadis_ray.results.report.page import write_report
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.storage.ledger import Ledger
-from cadis_ray.tracked import address, client_of, without_secrets
+from cadis_ray.study.folder import open_folder
+from cadis_ray.study.load import load_study
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 CANARY = "c4n4ry-hunter2"
@@ -63,7 +64,7 @@ def test_an_address_with_a_password_is_never_repeated(
         ledger.open_trial(0, "trial-0000", None, {})
         ledger.close_trial(0, "failed", MARKUP)
     said: list[str] = []
-    assert not tracking.Outbox(run_dir / "ledger.sqlite", study, run_dir, said.append).close(None, "KILLED", 20)
+    assert not Outbox(run_dir / "ledger.sqlite", study, run_dir, said.append).close(None, "KILLED", 20)
     with pytest.raises(EnvironmentProblem) as refused:
         sync(run_dir)
     trial = TrialResult(0, "trial-0000", False, "failed", MARKUP, {}, None)

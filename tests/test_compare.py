@@ -11,17 +11,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cadis_ray.certification.certificates import Certificates
 from cadis_ray.compare import compare
-from cadis_ray.config import load_study
 from cadis_ray.errors import CadisError, IntegrityError, UsageError
-from cadis_ray.report.comparison import differences
-from cadis_ray.report.files import write_result
-from cadis_ray.report.page import write_report
-from cadis_ray.report.sources import read_run, read_runs
-from cadis_ray.results import Certificates, StudyResult, TrialResult
-from cadis_ray.run import open_folder, records
+from cadis_ray.results.comparison.compare import differences
+from cadis_ray.results.comparison.sources import read_run, read_runs
+from cadis_ray.results.records import records, write_result
+from cadis_ray.results.report.page import write_report
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.run_folder import STUDY
+from cadis_ray.study.folder import open_folder
+from cadis_ray.study.load import load_study
 
 REPOSITORY = Path(__file__).parents[1]
 COHEN = REPOSITORY.parent / "shared" / "reference" / "cohen"

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cadis_ray import config
-from cadis_ray.config import configuration, fingerprint, load_study
 from cadis_ray.errors import ExitCode, UsageError
-from cadis_ray.search_sections import Distribution
+from cadis_ray.study.folder import fingerprint
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import Distribution
+from cadis_ray.study.study import Study, configuration, max_epochs, max_num_noises, searched_paths
 
 BAD_INPUTS = sorted((Path(__file__).parent / "bad_inputs").glob("*.yaml"))
 VALID = """
@@ -85,7 +86,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def load(folder: Path, text: str) -> config.Study:
+def load(folder: Path, text: str) -> Study:
     (folder / "study.yaml").write_text(text)
     return load_study(folder / "study.yaml")
 
@@ -109,7 +110,7 @@ def test_a_valid_study_is_read_as_it_stands(tmp_path: Path) -> None:
         low=1, high=8, integer=True, when={"finetuning.adapter": "lora"}
     )
     assert pickle.loads(pickle.dumps(study)) == study
-    assert config.searched_paths(study) == tuple(study.space)
+    assert searched_paths(study) == tuple(study.space)
 
 
 @pytest.mark.parametrize("file", BAD_INPUTS, ids=lambda file: file.stem)
@@ -336,14 +337,14 @@ def test_configuration_sets_values_by_path_and_refuses_what_does_not_fit(tmp_pat
 
 def test_the_pool_is_as_large_as_the_largest_trial_or_baseline(tmp_path: Path) -> None:
     study = load(tmp_path, VALID)
-    assert (config.max_num_noises(study), config.max_epochs(study)) == (4, 9)  # baselines keep the base's M = 4
+    assert (max_num_noises(study), max_epochs(study)) == (4, 9)  # baselines keep the base's M = 4
     alone = VALID.replace("  off_the", "  # off_the").replace("  cross_en", "  # cross_en").replace("baselines:", "")
     study = load(tmp_path, alone)
-    assert (config.max_num_noises(study), config.max_epochs(study)) == (2, 5)
+    assert (max_num_noises(study), max_epochs(study)) == (2, 5)
     sometimes = alone.replace("[1, 2]}", "[1, 2], when: {finetuning.adapter: full}}")
-    assert config.max_num_noises(load(tmp_path, sometimes)) == 4
+    assert max_num_noises(load(tmp_path, sometimes)) == 4
     ranged = alone.replace("{choices: [1, 2]}", "{low: 2, high: 7, integer: true}")
-    assert config.max_num_noises(load(tmp_path, ranged)) == 7
+    assert max_num_noises(load(tmp_path, ranged)) == 7
 
 
 def test_the_fingerprint_changes_with_results_and_with_nothing_else(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_the_fingerprint_changes_with_results_and_with_nothing_else(tmp_path: Pa
 def test_neither_torch_nor_ray_nor_numpy_is_imported() -> None:
     """``--help`` has a second, and NumPy and SciPy alone take most of it."""
     heavy = ["torch", "ray", "mlflow", "optuna", "timm", "sklearn", "numpy", "scipy"]
-    code = f"import sys, cadis_ray.plan, cadis_ray.space; print(sorted(set({heavy}) & set(sys.modules)))"
+    code = f"import sys, cadis_ray.tune, cadis_ray.study.sections; print(sorted(set({heavy}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

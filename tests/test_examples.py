@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cadis_ray.certification import Model, Request, certified_images
-from cadis_ray.config import changed, load_study
+from cadis_ray.certification.examples import Examples, _surest, make_examples, read_examples, write_examples
+from cadis_ray.certification.request import Model, Request, certified_images
 from cadis_ray.errors import IntegrityError
-from cadis_ray.examples import _surest, make_examples
 from cadis_ray.finetuning.base_classifier import load_finetuned
 from cadis_ray.models.denoisers.diffusion import load_denoiser
-from cadis_ray.report.example_figure import WRONG, example_grid
-from cadis_ray.report.figures import svg
-from cadis_ray.report.files import read_examples, write_examples
-from cadis_ray.results import Examples
+from cadis_ray.results.report.figures import WRONG, example_grid, svg
 from cadis_ray.smoothing.noise import Stream, gaussian
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import changed
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 BASE = changed(load_study(DIGITS).base, {"certification.images": 70, "finetuning.recipe": "none"})

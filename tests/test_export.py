@@ -7,17 +7,18 @@ import pytest
 import timm
 import torch
 
-from cadis_ray.config import changed, configuration, load_study
 from cadis_ray.errors import UsageError
 from cadis_ray.export import Target, export
 from cadis_ray.finetuning.base_classifier import adapted_classifier, load_finetuned
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.models.classifiers.classifier import load_classifier
-from cadis_ray.models.hub_export import write_hub_folder
-from cadis_ray.run import open_folder
-from cadis_ray.smoothed import load_smoothed
+from cadis_ray.results.export.hub import write_hub_folder
+from cadis_ray.results.export.smoothed import load_smoothed
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.folder import open_folder
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import changed, configuration
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 STUDY = load_study(DIGITS)

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cadis_ray.config import Study, changed, load_study
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.base_classifier import load_finetuned
-from cadis_ray.finetuning.flops import flops_of
 from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
-from cadis_ray.forecast import HARDWARE, _training, forecast, lines, parse_hardware
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.smoothing.settings import schedule
+from cadis_ray.study.flops import flops_of
+from cadis_ray.study.forecast import HARDWARE, _training, forecast, lines, parse_hardware
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study, changed
 
 STUDIES = Path(__file__).parents[1] / "search_spaces"
 DIGITS = load_study(STUDIES / "digits.yaml")

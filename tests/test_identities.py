@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadis_ray.config import Study, configuration, fingerprint, load_study
 from cadis_ray.finetuning.base_classifier import base_identity, view_identity, view_of
+from cadis_ray.study.folder import fingerprint
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study, configuration
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in (HERE / "identities").glob("*.yaml"))

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 
 import cadis_ray
-from cadis_ray.config import load_study
+from cadis_ray.certification.certificates import Certificates
+from cadis_ray.certification.tsv import write_certificates
 from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.report.files import write_certificates, write_result
-from cadis_ray.results import Certificates, StudyResult, TrialResult
-from cadis_ray.run import open_folder, records
+from cadis_ray.results.records import records, write_result
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.folder import open_folder
+from cadis_ray.study.load import load_study
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 NAME, HOSTILE = "trial-0000", "loss is <script>alert(1)</script>"

@@ -9,10 +9,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from cadis_ray.config import Study
 from cadis_ray.data.sources import DATA_SETS
 from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
-from cadis_ray.plan import lines, plan
+from cadis_ray.study.plan import lines, plan
+from cadis_ray.study.study import Study
 
 
 def study(**finetuning: object) -> Study:

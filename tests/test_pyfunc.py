@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.config import changed, load_study
-from cadis_ray.smoothed import load_smoothed, save_smoothed
+from cadis_ray.results.export.smoothed import load_smoothed, save_smoothed
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import changed
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 BASE = changed(load_study(DIGITS).base, {"finetuning.recipe": "none"})
@@ -28,7 +29,7 @@ print(json.dumps({"from": cadis_ray.__file__, "found": found.to_dict("list")}))
 # Of MLflow's own classes, when its module is first imported.
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_loaded_elsewhere_it_counts_the_same(tmp_path: Path) -> None:
-    from cadis_ray import pyfunc
+    from cadis_ray.results.mlflow import pyfunc
 
     save_smoothed(tmp_path / "smoothed", BASE, BASE, None)
     card = tmp_path / "README.md"

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.certification import Model, Request, certified_images
-from cadis_ray.config import changed, load_study
-from cadis_ray.engine.counting import Count
+from cadis_ray.certification.counting import Count
+from cadis_ray.certification.request import Model, Request, certified_images
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.smoothed import Smoothed, as_tensor, load_smoothed, save_smoothed
+from cadis_ray.results.export.smoothed import Smoothed, as_tensor, load_smoothed, save_smoothed
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import changed
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 SETTINGS = {"certification.images": 5, "certification.n0": 20, "certification.n": 100}

@@ -5,8 +5,8 @@ import math
 import optuna
 import pytest
 
-from cadis_ray.search_sections import Distribution
-from cadis_ray.space import distributions, grid, suggest
+from cadis_ray.study.sections import Distribution
+from cadis_ray.study.space import distributions, grid, suggest
 
 SPACE = {
     "finetuning.adv_weight": Distribution(low=0.25, high=4, log=True),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadis_ray.errors import UsageError
-from cadis_ray.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load
+from cadis_ray.study.yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load
 
 SCALARS = {  # plain scalar -> value in the YAML 1.2 core schema
     "1e-4": 1e-4, "1E3": 1000.0, "-.5": -0.5, "1.": 1.0, "+12e03": 12000.0, "0.25": 0.25,
@@ -116,6 +116,7 @@ def test_files(tmp_path: Path) -> None:
     assert load(file)[0] == {"a": "ä"}
     for content, problem in {
         b"a: 1\nb: \xff\n": ":2:4: not valid YAML: not UTF-8 text",
+        b"\xef\xbb\xbfa: \xff\n": ":1:4: not valid YAML: not UTF-8 text",
         b"#" * (MAX_BYTES + 1): f": larger than {MAX_BYTES} bytes",
         b"a: 1\na: 2\n": ":2:1: 'a' given twice (first at 1:1)",
     }.items():

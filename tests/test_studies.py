@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadis_ray.config import Study, load_study
-from cadis_ray.plan import lines, plan
+from cadis_ray.study.load import load_study
+from cadis_ray.study.plan import lines, plan
+from cadis_ray.study.study import Study
 
 STUDIES = Path(__file__).parents[1] / "search_spaces"
 NAMES = sorted(path.stem for path in STUDIES.glob("*.yaml"))

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.config import Study, load_study
-from cadis_ray.results import TrialResult
-from cadis_ray.search_sections import CleanAtLeast, Objective
+from cadis_ray.results.study import summarise
+from cadis_ray.search.objective import best_trial, finalists, pareto_front, to_recount
+from cadis_ray.search.trials import TrialResult, estimate_from
 from cadis_ray.smoothing.estimate import Estimate, estimate
-from cadis_ray.summary import best_trial, estimate_from, finalists, pareto_front, summarise, to_recount
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import CleanAtLeast, Objective
+from cadis_ray.study.study import Study
 
 BASE = load_study(Path(__file__).parents[1] / "search_spaces" / "digits.yaml").base
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from cadis_ray.certification import Model, Request, certified_images, sources_of
-from cadis_ray.config import configuration, load_study
+from cadis_ray.certification.counting import Count
+from cadis_ray.certification.request import Model, Request, certified_images, sources_of
 from cadis_ray.data import DataSet, load
-from cadis_ray.engine.counting import Count
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.models.adapters.lora import trainable_parameters
 from cadis_ray.smoothing.noise import Stream
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 STUDY = load_study(Path(__file__).parents[1] / "search_spaces" / "systems_digits.yaml")
 SMALL = {"finetuning.epochs": 1, "finetuning.batch_size": 20}

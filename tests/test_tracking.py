@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cadis_ray import tracking
-from cadis_ray.config import Study
+from cadis_ray.certification.certificates import Certificates
 from cadis_ray.data.settings import Data
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.models.settings import Classifier, Denoiser
-from cadis_ray.report.page import write_report
-from cadis_ray.results import Certificates, StudyResult, TrialResult
-from cadis_ray.search_sections import Distribution, Resources, Tracking
+from cadis_ray.results.mlflow.outbox import Outbox
+from cadis_ray.results.mlflow.sync import sync
+from cadis_ray.results.report.page import write_report
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger
-from cadis_ray.tracking import Outbox, sync
+from cadis_ray.study.sections import Distribution, Resources, Tracking
+from cadis_ray.study.study import Study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what MLflow's own imports warn of is not ours
@@ -139,7 +141,9 @@ def points_of(ledger: Ledger, number: int) -> list[tuple[str, int, float]]:
 
 
 def test_everything_is_in_mlflow_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tracking, "log_model", lambda *_: None)  # the winner of this run has no weights
+    monkeypatch.setattr(
+        "cadis_ray.results.mlflow.sync.log_model", lambda *_: None
+    )  # the winner of this run has no weights
     uri = f"sqlite:///{run_dir}/mlflow.db"
     with Ledger(run_dir / "ledger.db") as ledger:
         sync(ledger, study(), run_dir)

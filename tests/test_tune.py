@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cadis_ray.config import load_study
-from cadis_ray.run import default_folder, open_folder
+from cadis_ray.study.folder import default_folder, open_folder
+from cadis_ray.study.load import load_study
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 

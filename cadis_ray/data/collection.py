@@ -2,8 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from cadis_ray.data.cifar10 import read_cifar10
+from cadis_ray.data.image_folder import read_image_folder
+from cadis_ray.data.parquet import read_parquet
 from cadis_ray.data.settings import Data
 from cadis_ray.data.sources import DATA_SETS, image_shape
+from cadis_ray.data.storage import open_root
 from cadis_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,11 +19,6 @@ def read_collection(settings: Data) -> "Collection":
 
     Raises DataError, naming the path and what is wrong in it.
     """
-    from cadis_ray.data.cifar10 import read_cifar10
-    from cadis_ray.data.image_folder import read_image_folder
-    from cadis_ray.data.parquet import read_parquet
-    from cadis_ray.data.storage import open_root
-
     if settings.path is None:
         raise DataError(f"data.path: missing; need the folder or URI of {settings.name}")
     root = open_root(settings.path)

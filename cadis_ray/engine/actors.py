@@ -8,7 +8,7 @@ import ray.data
 
 from cadis_ray.errors import CadisError
 from cadis_ray.models.memory import keep_freed_memory
-from cadis_ray.search_sections import Resources
+from cadis_ray.study.sections import Resources
 
 
 def on_actors(

@@ -10,9 +10,9 @@ from ray.autoscaler.v2.sdk import request_cluster_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2
 
-from cadis_ray.engine.trial import DRIVER, bundle, worker_bundle
+from cadis_ray.engine.resources import DRIVER, bundle, worker_bundle
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.search_sections import Resources
+from cadis_ray.study.sections import Resources
 
 UNIT = 10_000  # Ray books in steps of 1e-4
 ANSWER_SECONDS = 60.0  # the autoscaler looks every 5 s

@@ -10,7 +10,7 @@ import ray
 
 from cadis_ray.errors import EnvironmentProblem
 from cadis_ray.interface.signals import raise_on_signals
-from cadis_ray.search_sections import Resources
+from cadis_ray.study.sections import Resources
 
 SHUTDOWN_SECONDS = 8.0
 

@@ -9,18 +9,18 @@ import numpy as np
 import ray
 import torch
 
-from cadis_ray.config import Study, max_epochs, max_num_noises
 from cadis_ray.data import load
 from cadis_ray.engine.actors import on_actors
-from cadis_ray.engine.trial import Pool
+from cadis_ray.engine.resources import Pool
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.inputs import EPOCH_BITS, make_denoising
 from cadis_ray.interface.progress import Progress
-from cadis_ray.plan import plan
-from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.settings import schedule
 from cadis_ray.storage.files import write_atomically
+from cadis_ray.study.plan import plan
+from cadis_ray.study.sections import Resources
+from cadis_ray.study.study import Study, max_epochs, max_num_noises
 
 BATCH = 256
 

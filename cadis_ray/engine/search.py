@@ -3,28 +3,31 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
 import ray.tune
 from optuna.trial import TrialState, create_trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cadis_ray.config import Study, configuration
-from cadis_ray.engine.estimates import Estimates
-from cadis_ray.engine.sampling import draw
-from cadis_ray.engine.stopping import LedgerScheduler, Stopping
-from cadis_ray.engine.trial import DRIVER, Pool, run_trial, worker_bundle
+from cadis_ray.engine.resources import DRIVER, Pool, worker_bundle
+from cadis_ray.engine.trial import run_trial
+from cadis_ray.search.objective import Estimates, scores
+from cadis_ray.search.proposal import ENDED, all_epochs_recorded, close_counted
+from cadis_ray.search.sampling import draw
+from cadis_ray.search.stopping import Stopping
+from cadis_ray.search.trials import warm_trials
 from cadis_ray.smoothing.estimate import Estimate
-from cadis_ray.space import distributions, grid
 from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.storage.packing import unpack
-from cadis_ray.summary import scores
-from cadis_ray.warm_start import warm_trials
+from cadis_ray.study.space import distributions, grid
+from cadis_ray.study.study import Study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-ENDED = ("complete", "pruned", "failed")
+
+
 DEATHS = 3  # so often is a trial started again whose driving process died
 
 
@@ -59,31 +62,6 @@ def run_search(
         ),
     )
     tuner.fit()
-
-
-def settle(study: Study, ledger: Ledger, labels: np.ndarray) -> None:
-    """Close the trials whose last epoch is recorded, or after whose recorded epoch the study's scheduler stops them,
-    but whose end a killed driver no longer heard of."""
-    stopping = Stopping(study, ledger, labels)
-    for row in ledger.trials():
-        epochs = ledger.epochs(row.number) if row.state == "running" else []
-        if not epochs:
-            continue
-        last = epochs[-1]
-        if _all_epochs_recorded(study, ledger, row.number, row.parameters):
-            _close_counted(ledger, row.number, "complete")
-        elif row.baseline is None and stopping.stops(row.number, last.epoch, last.metrics["acr"], last.counts):
-            _close_counted(ledger, row.number, "pruned")
-
-
-def _all_epochs_recorded(study: Study, ledger: Ledger, number: int, parameters: dict[str, Any]) -> bool:
-    settings = configuration(study, parameters).finetuning
-    return ledger.last_epoch(number) == settings.last_epoch
-
-
-def _close_counted(ledger: Ledger, number: int, state: Literal["complete", "pruned"]) -> None:
-    last = ledger.epochs(number)[-1]
-    ledger.close_trial(number, state, None, last.checkpoint, int(last.metrics["trainable_parameters"]))
 
 
 class StudySearcher(Searcher):
@@ -227,9 +205,9 @@ class LedgerCallback(ray.tune.Callback):
         if number in self.failures:
             self._failed(number, self.failures[number])
             return
-        whole = _all_epochs_recorded(self.study, self.ledger, number, trial.config["parameters"])
+        whole = all_epochs_recorded(self.study, self.ledger, number, trial.config["parameters"])
         state = "complete" if whole else "pruned"
-        _close_counted(self.ledger, number, state)
+        close_counted(self.ledger, number, state)
         self.report(number, state, {})
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -240,3 +218,20 @@ class LedgerCallback(ray.tune.Callback):
     def _failed(self, number: int, reason: str) -> None:
         self.ledger.close_trial(number, "failed", reason)
         self.report(number, "failed", {})
+
+
+class LedgerScheduler(FIFOScheduler):
+    """Stops searched trials by ``Stopping``; baselines always run to their end."""
+
+    def __init__(self, stopping: "Stopping") -> None:
+        super().__init__()
+        self.stopping = stopping
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.config["baseline"] or "failed" in result:
+            return TrialScheduler.CONTINUE
+        stop = self.stopping.stops(trial.config["number"], result["epoch"], result["acr"], unpack(result["counts"]))
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its arguments for a restore that is never asked for

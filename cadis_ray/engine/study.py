@@ -9,24 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from cadis_ray.certification import Model, Request
-from cadis_ray.config import Study, configuration, fingerprint
+from cadis_ray.certification.evidence import write_evidence
+from cadis_ray.certification.request import Model, Request
 from cadis_ray.data import load
 from cadis_ray.engine.capacity import actor_demand, check_capacity, trial_demand
-from cadis_ray.engine.certification import certify_models, estimate_models
+from cadis_ray.engine.certification import certify_models, estimate_models, examples_of
 from cadis_ray.engine.cluster import cluster, machines
-from cadis_ray.engine.examples import examples_of
 from cadis_ray.engine.pool import make_pool
-from cadis_ray.engine.search import ENDED, run_search, settle
-from cadis_ray.evidence import write_evidence
-from cadis_ray.importance import importance
+from cadis_ray.engine.search import run_search
 from cadis_ray.interface.progress import Progress
-from cadis_ray.results import StudyResult, TrialResult
+from cadis_ray.results.study import StudyResult, summarise
+from cadis_ray.search.importance import importance
+from cadis_ray.search.objective import to_recount
+from cadis_ray.search.proposal import ENDED, settle
+from cadis_ray.search.trials import TrialResult, trial_results
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.provenance import commit, hardware, versions
-from cadis_ray.summary import summarise, to_recount, trial_results
+from cadis_ray.study.folder import fingerprint
+from cadis_ray.study.study import Study, configuration
 
 
 def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from cadis_ray.config import load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.data.settings import Data
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.models.classifiers.classifier import load_classifier
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.storage.references import resolve
+from cadis_ray.study.load import load_study
 
 STUDY = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
 

@@ -16,7 +16,7 @@ from tests_engine import Cluster, small_study, write_study  # pyright: ignore[re
 from cadis_ray.engine import capacity
 from cadis_ray.engine.capacity import Demand, actor_demand, check_capacity, fitting, trial_demand
 from cadis_ray.errors import EnvironmentProblem, UsageError
-from cadis_ray.search_sections import Resources
+from cadis_ray.study.sections import Resources
 
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
 
@@ -154,7 +154,7 @@ def test_an_autoscaler_is_asked_what_it_may_add(autoscaler: set[float]) -> None:
     ],
 )
 def test_resources_that_ray_cannot_book_are_refused_in_the_file(tmp_path: Path, resources: dict, said: str) -> None:
-    from cadis_ray.config import load_study
+    from cadis_ray.study.load import load_study
 
     with pytest.raises(UsageError, match=said.replace(".", r"\.")):
         load_study(write_study(tmp_path / "study.yaml", small_study(**resources)))

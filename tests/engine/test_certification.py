@@ -16,22 +16,24 @@ import pytest
 import torch
 from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.certification import Model, Request, certified_images, read_request, sources_of
-from cadis_ray.config import changed, load_study
+from cadis_ray.certification.evidence import recompute, verify, write_evidence
+from cadis_ray.certification.pending import BLOCK, pending_blocks
+from cadis_ray.certification.request import Model, Request, certified_images, read_request, sources_of
+from cadis_ray.certification.tsv import write_certificates
 from cadis_ray.data import load
 from cadis_ray.engine import certification
 from cadis_ray.engine.certification import certify_models, count_models, estimate_models
 from cadis_ray.errors import DataError, IntegrityError
-from cadis_ray.evidence import recompute, verify, write_evidence
 from cadis_ray.finetuning.base_classifier import load_finetuned
 from cadis_ray.interface.progress import Progress
 from cadis_ray.models.checkpoints import read_state, write_safetensors
 from cadis_ray.models.denoisers.diffusion import load_denoiser
-from cadis_ray.report.files import write_certificates
-from cadis_ray.search_sections import Resources
 from cadis_ray.smoothing.counts import Blocks, CountsStore, Source
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.settings import Finalists
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import Resources
+from cadis_ray.study.study import changed
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
 CLASSIFIER = "package:digits_classifier.safetensors"
@@ -142,15 +144,12 @@ def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pyte
     sources = {
         name: {stream: Source(name, "", "", 0.5, 0, int(stream)) for stream in streams} for name in ("own", "half")
     }
-    there = {
-        name: [(i, b * certification.BLOCK, certification.BLOCK) for i in ids for b in range(8) if rng.random() < 0.4]
-        for name in sources
-    }
+    there = {name: [(i, b * BLOCK, BLOCK) for i in ids for b in range(8) if rng.random() < 0.4] for name in sources}
     stored = {
         sources[name][Stream.ESTIMATION]: Blocks(np.array(sorted(index)), np.full((len(index), 2), 250))
         for name, index in there.items()
     }
-    items = list(certification._blocks(asked, sources, stored, ids))
+    items = list(pending_blocks(asked, sources, stored, ids))
     for name in sources:
         for stream, wanted in streams.items():
             drawn = np.zeros((len(ids), wanted), int)
@@ -162,7 +161,7 @@ def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pyte
                     drawn[item["rows"], item["start"] : item["start"] + item["size"]] += 1
             assert (drawn == 1).all()
     largest = max(item["size"] for item in items)
-    assert largest <= certification.BLOCK if most_items == 4096 else largest > certification.BLOCK
+    assert largest <= BLOCK if most_items == 4096 else largest > BLOCK
 
 
 @pytest.mark.usefixtures("in_process")

@@ -27,12 +27,12 @@ from tests_engine import (  # pyright: ignore[reportMissingImports]
     write_study,
 )
 
-from cadis_ray.certification import certified_images, read_request, sources_of
-from cadis_ray.config import load_study
+from cadis_ray.certification.request import certified_images, read_request, sources_of
 from cadis_ray.finetuning.base_classifier import load_base, load_view
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.load import load_study
 
 LIMIT = 600
 EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last

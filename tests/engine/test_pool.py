@@ -9,15 +9,17 @@ import pytest
 import torch
 from tests_engine import small_study, write_study  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.config import Study, configuration, load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.engine.pool import make_pool
-from cadis_ray.engine.trial import Pool, training_images
+from cadis_ray.engine.resources import Pool
+from cadis_ray.engine.worker import training_images
 from cadis_ray.finetuning.inputs import make_denoising
 from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.interface.progress import Progress
 from cadis_ray.models.adapters.lora import trainable_state
-from cadis_ray.plan import plan
+from cadis_ray.study.load import load_study
+from cadis_ray.study.plan import plan
+from cadis_ray.study.study import Study, configuration
 
 GB_OF_AN_EPOCH = 150 * 3 * 64 * 2 / 1e9
 
@@ -89,7 +91,7 @@ def test_the_plan_counts_what_the_pool_holds(tmp_path: Path, resources: dict, ep
 
 
 def test_a_trial_without_a_pool_pays_for_its_denoising(tmp_path: Path) -> None:
-    from cadis_ray.forecast import forecast
+    from cadis_ray.study.forecast import forecast
 
     held, off = (forecast(study_with(tmp_path, pool=pool), "cpu", 2) for pool in ("memory", "off"))
     per_image = off.gflops[0] * 1e9 / 56e9

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from optuna.trial import create_trial
 
-from cadis_ray.config import Study, fingerprint, load_study
-from cadis_ray.engine.sampling import _told_to_cma_es, draw
-from cadis_ray.engine.search import DEATHS, StudySearcher, settle
+from cadis_ray.engine.search import DEATHS, StudySearcher
 from cadis_ray.engine.study import _session
 from cadis_ray.errors import UsageError
-from cadis_ray.space import distributions
+from cadis_ray.search.proposal import settle
+from cadis_ray.search.sampling import _told_to_cma_es, draw
 from cadis_ray.storage.ledger import Ledger
-from cadis_ray.warm_start import check_warm_start
+from cadis_ray.study.folder import fingerprint
+from cadis_ray.study.load import load_study
+from cadis_ray.study.space import distributions
+from cadis_ray.study.study import Study
+from cadis_ray.study.warm_start import check_warm_start
 
 REPOSITORY = Path(__file__).parents[2]
 LABELS = np.zeros(20, dtype=np.int64)

@@ -10,8 +10,9 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from tests_engine import small_study, states, undisturbed, write_study  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.config import load_study
-from cadis_ray.engine.trial import Pool, train_loop
+from cadis_ray.engine.resources import Pool
+from cadis_ray.engine.worker import train
+from cadis_ray.study.load import load_study
 
 PARAMETERS = {
     "finetuning.num_noises": 2,
@@ -28,7 +29,7 @@ def test_two_workers_with_a_share_each_write_the_checkpoint_of_one(tmp_path: Pat
     pool = Pool([None, None], ray.put(np.zeros((8, 60, 1, 8, 8), np.float16)))
     config = {"number": 0, "session": 0, "parameters": PARAMETERS, "resume": None, "note": tmp_path / "note"}
     trained = TorchTrainer(
-        train_loop,
+        train,
         train_loop_config=config | {"study": study, "pool": pool},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="trial", storage_path=str(tmp_path)),

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cadis_ray.config import Study, load_study
-from cadis_ray.engine.search import settle
-from cadis_ray.engine.stopping import LedgerScheduler, Stopping
-from cadis_ray.report.logs import inferred_counts, read_log
+from cadis_ray.certification.logs import inferred_counts, read_log
+from cadis_ray.engine.search import LedgerScheduler
+from cadis_ray.search.proposal import settle
+from cadis_ray.search.stopping import Stopping
 from cadis_ray.smoothing.estimate import next_samples
 from cadis_ray.smoothing.racing import rung_at, rungs_of
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.packing import pack
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study
 
 REPOSITORY = Path(__file__).parents[2]
 LOGS = sorted((REPOSITORY / "../shared/reference/certification_logs").resolve().glob("*_sigma_0.50.tsv"))

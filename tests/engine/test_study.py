@@ -16,7 +16,6 @@ from tests_engine import Cluster, epochs_recorded, small_study, write_study  # p
 
 import cadis_ray
 from cadis_ray.compare import Format, compare
-from cadis_ray.config import configuration, load_study
 from cadis_ray.data import load
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.base_classifier import load_finetuned, model_identity
@@ -25,6 +24,8 @@ from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 LIMIT = 420
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import yaml
 
-from cadis_ray.config import Study, configuration
 from cadis_ray.data import load
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.inputs import Fresh, make_denoising
 from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.checkpoints import read_state
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.study import Study, configuration
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, load
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.base_classifier import adapted_classifier, load_finetuned, model_identity
@@ -20,6 +19,8 @@ from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.models.adapters.coordinator import Coordinator
 from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, Split, load
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning.base_classifier import load_finetuned
@@ -15,6 +14,8 @@ from cadis_ray.finetuning.checkpoint import WEIGHTS, save_checkpoint
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.finetuning.trial import Epoch, Interruption, Worker, trial_epochs
 from cadis_ray.models.adapters.lora import trainable_state
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 SMALL = {"finetuning.epochs": 2, "finetuning.num_noises": 2, "finetuning.attack_steps": 1, "finetuning.lora.r": 2}

@@ -13,13 +13,14 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from cadis_ray.config import configuration, load_study
 from cadis_ray.data import DataSet, load
-from cadis_ray.engine.trial import DDP
+from cadis_ray.engine.worker import DDP
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.trial import Epoch, Worker, trial_epochs
 from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.sharding import shard, sharded
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
 SETTINGS = {

@@ -8,7 +8,6 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from cadis_ray.config import configuration, load_study
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.base_classifier import adapted_classifier, load_finetuned, model_identity
 from cadis_ray.finetuning.checkpoint import WEIGHTS, save_checkpoint
@@ -17,6 +16,8 @@ from cadis_ray.models.adapters.lora import trainable_parameters
 from cadis_ray.models.adapters.vit import add_prompts, add_series
 from cadis_ray.models.checkpoints import read_state
 from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import configuration
 
 SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

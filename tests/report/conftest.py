@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.certification.certificates import Certificates
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 
 WEIGHT, RANK = "finetuning.adv_weight", "finetuning.lora.r"

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from cadis_ray.errors import UsageError
-from cadis_ray.report.comparison import (
+from cadis_ray.results.comparison.compare import (
     Certified,
     Comparison,
     Model,
@@ -16,8 +16,8 @@ from cadis_ray.report.comparison import (
     records,
     standard_error,
 )
-from cadis_ray.report.comparison_tables import best_table, certificates_table, estimates_table
-from cadis_ray.results import TrialResult
+from cadis_ray.results.comparison.tables import best_table, certificates_table, estimates_table
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import certified_accuracy
 

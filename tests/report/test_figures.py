@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from cadis_ray.report import figures
-from cadis_ray.results import StudyResult
+from cadis_ray.results.report import figures
+from cadis_ray.results.study import StudyResult
 from cadis_ray.smoothing import metrics
 
 ALL = [figures.certified_accuracy, figures.estimates, figures.learning_curves, figures.response]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.report import formats
-from cadis_ray.report.figures import certified_curves, confidences
-from cadis_ray.report.formats import latex
-from cadis_ray.report.table import Table
+from cadis_ray.results.comparison import formats
+from cadis_ray.results.comparison.formats import latex
+from cadis_ray.results.report.figures import certified_curves, confidences
+from cadis_ray.results.report.table import Table
 
 TABLE_RADII = np.array([0.0, 0.3, 0.6])
 NASTY = ["<script>alert(1)</script>", "../../x", "a|b", "100%", "a_b^c", "x & y", "$x$ #1 {y} \\input{z}", "~`'\"?`",

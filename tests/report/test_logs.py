@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cadis_ray.certification.logs import inferred_counts, read_log
 from cadis_ray.errors import DataError
-from cadis_ray.report.logs import inferred_counts, read_log
 from cadis_ray.smoothing.bounds import certified_radius
 from cadis_ray.smoothing.metrics import acr, certified_accuracy
 

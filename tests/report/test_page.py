@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cadis_ray.certification.tsv import certificates_tsv, clock, write_certificates
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.report.files import certificates_tsv, clock, write_certificates, write_result
-from cadis_ray.report.page import _sections, summary, write_report
-from cadis_ray.results import StudyResult
+from cadis_ray.results.records import write_result
+from cadis_ray.results.report.page import _sections, summary, write_report
+from cadis_ray.results.study import StudyResult
 from cadis_ray.storage.files import write_whole
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cadis_ray.errors import UsageError
-from cadis_ray.report.published import published, published_table
+from cadis_ray.results.comparison.published import published, published_table
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "published_results.csv"
 
@@ -19,7 +19,7 @@ def test_all_629_figures_are_there_as_the_reference_has_them():
     assert len(published("CIFAR-10")) + len(published("ImageNet")) == 629
     if not REFERENCE.exists():
         pytest.skip("the reference table is not beside this checkout")
-    shipped = (files("cadis_ray.report") / "published_results.csv").read_text().splitlines()
+    shipped = (files("cadis_ray.results.comparison") / "published_results.csv").read_text().splitlines()
     assert shipped == REFERENCE.read_text().splitlines()
     lines = list(csv.reader(shipped))
     assert all(len(line) == 11 for line in lines)

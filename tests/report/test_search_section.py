@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from cadis_ray.report.page import summary, write_report
-from cadis_ray.report.search_figures import figures_of
-from cadis_ray.report.search_section import finalists_table, search_record, search_sections
-from cadis_ray.results import StudyResult
+from cadis_ray.results.records import search_record
+from cadis_ray.results.report.page import summary, write_report
+from cadis_ray.results.report.search_figures import figures_of
+from cadis_ray.results.report.search_section import finalists_table, search_sections
+from cadis_ray.results.study import StudyResult
 from cadis_ray.smoothing.estimate import Estimate
 
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from scipy import stats
 
 from cadis_ray.errors import IntegrityError
-from cadis_ray.report import table
-from cadis_ray.results import StudyResult
+from cadis_ray.results.records import certificate_records, trial_records
+from cadis_ray.results.report import table
+from cadis_ray.results.study import StudyResult
 
 
 def test_trials_are_ranked_and_the_failed_one_is_listed_with_its_reason(result: StudyResult):
@@ -75,14 +76,14 @@ def test_one_image_gives_no_interval(result: StudyResult):
 
 
 def test_records_are_unrounded_json(result: StudyResult):
-    trials = json.loads(json.dumps(table.trial_records(result), allow_nan=False))
+    trials = json.loads(json.dumps(trial_records(result), allow_nan=False))
     assert [trial["name"] for trial in trials][:2] == ["trial-0002", "paper"]
     assert trials[0]["estimate"]["acr@10000"] == 0.42
     assert trials[0]["estimate"]["certified_accuracy"] == {"0.0": 0.875, "0.25": 0.42}
     assert (trials[0]["trainable_parameters"], trials[1]["trainable_parameters"]) == (1234, None)
     assert "estimate" not in trials[-1]
     assert trials[-1]["reason"] == result.trials[3].reason
-    first, second = json.loads(json.dumps(table.certificate_records(result), allow_nan=False))
+    first, second = json.loads(json.dumps(certificate_records(result), allow_nan=False))
     assert (first["name"], first["winner"], first["winner_minus_this"]) == ("trial-0002", True, None)
     assert first["certified_accuracy"] == {"0.0": 0.8, "0.25": 0.8, "0.5": 0.2}
     assert second["winner_minus_this"]["mean"] == pytest.approx(0.28992)

@@ -9,8 +9,9 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor, nn
 
+from cadis_ray.certification import battery
 from cadis_ray.errors import DataError
-from cadis_ray.smoothing import battery, bounds, certifier, sampling
+from cadis_ray.smoothing import bounds, certifier, sampling
 from cadis_ray.smoothing.bounds import certified_radius, clopper_pearson_lower
 from cadis_ray.smoothing.counts import IMAGE, START, Blocks
 

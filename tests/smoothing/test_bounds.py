@@ -235,7 +235,7 @@ def test_selection_and_estimation_of_different_images_are_refused():
 def test_bounds_metrics_counts_and_estimates_load_nothing_heavy():
     code = (
         "import sys, cadis_ray.smoothing.bounds, cadis_ray.smoothing.metrics, cadis_ray.smoothing.counts,"
-        " cadis_ray.smoothing.estimate, cadis_ray.smoothing.sequential, cadis_ray.report.logs; "
+        " cadis_ray.smoothing.estimate, cadis_ray.smoothing.sequential, cadis_ray.certification.logs; "
         "print(sorted({'torch', 'ray', 'mlflow', 'scipy.stats'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

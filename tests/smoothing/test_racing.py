@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from cadis_ray.report.logs import inferred_counts, read_log
+from cadis_ray.certification.logs import inferred_counts, read_log
 from cadis_ray.smoothing.estimate import contributions, next_samples
 from cadis_ray.smoothing.racing import Rung, may_still_win, rungs, upper_bound
 

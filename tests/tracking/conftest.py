@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray import tracking
 from cadis_ray.compare import sync
-from cadis_ray.config import Study, load_study
-from cadis_ray.report.files import write_result
-from cadis_ray.run import open_folder
+from cadis_ray.results.mlflow.outbox import Outbox
+from cadis_ray.results.records import write_result
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.study.folder import open_folder
+from cadis_ray.study.load import load_study
+from cadis_ray.study.study import Study
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests_server import Server  # pyright: ignore[reportMissingImports]
@@ -52,11 +53,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     open_folder(study, (folder / "study.yaml").read_text(), told.run_dir)
     server.start()
     with pytest.MonkeyPatch.context() as patched, Ledger(told.run_dir / "ledger.sqlite") as ledger:
-        patched.setattr(tracking, "SYNC_SECONDS", 0.1)
+        patched.setattr("cadis_ray.results.mlflow.outbox.SYNC_SECONDS", 0.1)
         patched.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
         for number in range(TRIALS):
             ledger.open_trial(number, f"trial-{number:04d}", None, {"finetuning.adv_weight": 0.5 + number / 8})
-        outbox = tracking.Outbox(ledger.path, study, told.run_dir, told.warned.append)
+        outbox = Outbox(ledger.path, study, told.run_dir, told.warned.append)
         record(ledger, 1)
         until = time.monotonic() + 60
         while not any("metrics/epoch/1" in key for key in ledger.logged()):

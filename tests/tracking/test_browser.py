@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tests_chromium import Page, browse, chromium  # pyright: ignore[reportMissingImports]
 
-from cadis_ray.report.page import write_report
-from cadis_ray.results import Certificates, StudyResult, TrialResult
+from cadis_ray.certification.certificates import Certificates
+from cadis_ray.results.mlflow.store import TRIAL, client_of
+from cadis_ray.results.report.page import write_report
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
-from cadis_ray.tracked import TRIAL, client_of
 
 pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="no chromium here: what its pages show was not tested"),

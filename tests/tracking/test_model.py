@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadis_ray.config import load_study
-from cadis_ray.results import StudyResult, TrialResult
-from cadis_ray.search_sections import Tracking
+from cadis_ray.results.mlflow.store import client_of
+from cadis_ray.results.mlflow.sync import sync
+from cadis_ray.results.study import StudyResult
+from cadis_ray.search.trials import TrialResult
 from cadis_ray.storage.ledger import Ledger
-from cadis_ray.tracked import client_of
-from cadis_ray.tracking import sync
+from cadis_ray.study.load import load_study
+from cadis_ray.study.sections import Tracking
 
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from cadis_ray.compare import sync
+from cadis_ray.results.mlflow.store import TRIAL, client_of
 from cadis_ray.storage.run_folder import open_ledger
-from cadis_ray.tracked import TRIAL, client_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
 

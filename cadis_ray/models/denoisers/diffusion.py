@@ -178,8 +178,6 @@ def load_denoiser(
     if family == "diffusers":
         if checkpoint is None or config is not None:
             raise UsageError("the family diffusers takes a pipeline's folder as checkpoint, and no config")
-        from cadis_ray.models.denoisers.diffusion import load_pipeline
-
         denoiser = load_pipeline(resolve(checkpoint))
     elif checkpoint is None:
         denoiser = make_denoiser(family, config)
