@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "cadis_ray"
+from tests.helpers.places import ROOT
+
+PACKAGE = ROOT / "cadis_ray"
 COMMANDS = {"tune", "certify", "compare", "export", "pretrain", "selftest", "clusters", "__main__", "data.__main__"}
 # A folder knows those of the lines above its own, and of its own line those to the left.
 STOREYS = (
@@ -23,11 +24,12 @@ STOREYS = (
 )
 APART = ({"interface", "storage"}, {"search", "certification"})
 OF_RESULTS = ("study", "records", "read", "report", "comparison", "export", "mlflow")
-# Where a library takes seconds to import, and is needed now and then only.
+# Where a library takes seconds to import, or warns, and is needed now and then only.
 LATE = {
     ("engine.trial", "cadis_ray.engine.worker.train"),
     ("study.forecast", "cadis_ray.study.flops.flops_of"),
     ("models.classifiers.classifier", "cadis_ray.models.classifiers.hugging_face.make_hugging_face"),
+    ("results.mlflow.models", "cadis_ray.results.mlflow.pyfunc.save"),
 }
 AT_ONCE = (
     "study.load", "study.plan", "study.yaml", "errors", "study.space", "interface.command", "tune", "certify",

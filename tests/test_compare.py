@@ -24,8 +24,9 @@ from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.run_folder import STUDY
 from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
+from tests.helpers.places import ROOT
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = ROOT
 COHEN = REPOSITORY.parent / "shared" / "reference" / "cohen"
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)

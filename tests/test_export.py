@@ -19,8 +19,8 @@ from cadis_ray.storage.ledger import Ledger
 from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import changed, configuration
+from tests.helpers.places import DIGITS
 
-DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 STUDY = load_study(DIGITS)
 DRAWN = {"finetuning.lora.r": 8, "finetuning.adv_weight": 2.5}
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

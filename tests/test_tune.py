@@ -9,8 +9,7 @@ import pytest
 
 from cadis_ray.study.folder import default_folder, open_folder
 from cadis_ray.study.load import load_study
-
-DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+from tests.helpers.places import DIGITS
 
 
 def tune(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """The embedded default: real images, disjoint seeded splits, models that do what they are for."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from cadis_ray.models.classifiers.classifier import load_classifier
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.storage.references import resolve
 from cadis_ray.study.load import load_study
+from tests.helpers.places import DIGITS
 
-STUDY = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
+STUDY = DIGITS
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from cadis_ray.data import DataSet, load
 from cadis_ray.data.cifar10 import CLASSES
 from cadis_ray.data.settings import Data
 from cadis_ray.errors import DataError, ExitCode
+from tests.helpers.places import SHARED
 
-CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+CIFAR10 = SHARED / "data" / "cifar10"
 TRAIN, TEST = 50, 20
 
 

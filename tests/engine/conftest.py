@@ -11,8 +11,7 @@ import pytest
 # Ray reads them once, when the first test module imports it: a cluster asks for its token, and its drivers show it.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}  # if busy
-sys.path.insert(0, str(Path(__file__).parent))
-from tests_engine import Cluster  # pyright: ignore[reportMissingImports]
+from tests.helpers.engine import Cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

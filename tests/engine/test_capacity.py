@@ -11,12 +11,12 @@ import pytest
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
-from tests_engine import Cluster, small_study, write_study  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.engine import capacity
 from cadis_ray.engine.capacity import Demand, actor_demand, check_capacity, fitting, trial_demand
 from cadis_ray.errors import EnvironmentProblem, UsageError
 from cadis_ray.study.sections import Resources
+from tests.helpers.engine import Cluster, small_study, write_study
 
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
 

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tests_engine import REPOSITORY, Cluster  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.certification.evidence import recompute, verify, write_evidence
 from cadis_ray.certification.pending import BLOCK, pending_blocks
@@ -34,6 +33,7 @@ from cadis_ray.smoothing.settings import Finalists
 from cadis_ray.study.load import load_study
 from cadis_ray.study.sections import Resources
 from cadis_ray.study.study import changed
+from tests.helpers.engine import REPOSITORY, Cluster
 
 DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
 CLASSIFIER = "package:digits_classifier.safetensors"

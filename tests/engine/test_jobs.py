@@ -20,10 +20,10 @@ import pytest
 import ray.util
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from tests_engine import REPOSITORY, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.storage.ledger import Ledger
+from tests.helpers.engine import REPOSITORY, epochs_recorded, small_study, write_study
 
 LIMIT = 600
 RAY = Path(sys.executable).with_name("ray")

@@ -18,14 +18,6 @@ import torch
 from ray._private.node import Node
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue], compiled
 from ray.core.generated import autoscaler_pb2
-from tests_engine import (  # pyright: ignore[reportMissingImports]
-    Cluster,
-    epochs_recorded,
-    small_study,
-    states,
-    undisturbed,
-    write_study,
-)
 
 from cadis_ray.certification.request import certified_images, read_request, sources_of
 from cadis_ray.finetuning.base_classifier import load_base, load_view
@@ -33,6 +25,14 @@ from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.study.load import load_study
+from tests.helpers.engine import (
+    Cluster,
+    epochs_recorded,
+    small_study,
+    states,
+    undisturbed,
+    write_study,
+)
 
 LIMIT = 600
 EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests_engine import small_study, write_study  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.data import DataSet, load
 from cadis_ray.engine.pool import make_pool
@@ -20,6 +19,7 @@ from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.study.load import load_study
 from cadis_ray.study.plan import plan
 from cadis_ray.study.study import Study, configuration
+from tests.helpers.engine import small_study, write_study
 
 GB_OF_AN_EPOCH = 150 * 3 * 64 * 2 / 1e9
 

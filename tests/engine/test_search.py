@@ -22,8 +22,9 @@ from cadis_ray.study.load import load_study
 from cadis_ray.study.space import distributions
 from cadis_ray.study.study import Study
 from cadis_ray.study.warm_start import check_warm_start
+from tests.helpers.places import ROOT
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = ROOT
 LABELS = np.zeros(20, dtype=np.int64)
 
 

@@ -8,11 +8,11 @@ import ray
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from tests_engine import small_study, states, undisturbed, write_study  # pyright: ignore[reportMissingImports]
 
 from cadis_ray.engine.resources import Pool
 from cadis_ray.engine.worker import train
 from cadis_ray.study.load import load_study
+from tests.helpers.engine import small_study, states, undisturbed, write_study
 
 PARAMETERS = {
     "finetuning.num_noises": 2,

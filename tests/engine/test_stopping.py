@@ -17,8 +17,9 @@ from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.packing import pack
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import Study
+from tests.helpers.places import ROOT
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = ROOT
 LOGS = sorted((REPOSITORY / "../shared/reference/certification_logs").resolve().glob("*_sigma_0.50.tsv"))
 IMAGES, EPOCHS, SCHEDULE = 1_600, 4, (32, 128)
 LABELS = np.zeros(IMAGES, np.int64)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_engine import Cluster, epochs_recorded, small_study, write_study  # pyright: ignore[reportMissingImports]
 
 import cadis_ray
 from cadis_ray.compare import Format, compare
@@ -26,6 +25,7 @@ from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
+from tests.helpers.engine import Cluster, epochs_recorded, small_study, write_study
 
 LIMIT = 420
 

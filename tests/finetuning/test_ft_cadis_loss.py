@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from cadis_ray.finetuning import ft_cadis_loss
 from cadis_ray.finetuning.attack import adversarial_residuals
 from cadis_ray.finetuning.recipes import ft_cadis as loss_module
 from cadis_ray.finetuning.recipes.ft_cadis import Losses, denoised_ce_loss
+from tests.helpers.places import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 ATTACK: dict[str, Any] = {"adv_weight": 2.0, "attack_radius": 0.25, "attack_steps": 4}
 
 

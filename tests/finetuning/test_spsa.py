@@ -21,8 +21,9 @@ from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.black_box import BlackBox, BlackBoxModel
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
+from tests.helpers.places import DIGITS
 
-STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
+STUDY = load_study(DIGITS)
 
 
 def quadratic(w: Tensor, curvature: float = 1.0) -> float:

@@ -16,8 +16,9 @@ from cadis_ray.finetuning.trial import Epoch, Interruption, Worker, trial_epochs
 from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
+from tests.helpers.places import DIGITS
 
-STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
+STUDY = load_study(DIGITS)
 SMALL = {"finetuning.epochs": 2, "finetuning.num_noises": 2, "finetuning.attack_steps": 1, "finetuning.lora.r": 2}
 NOISES, SAMPLES = 2, 3
 

@@ -21,8 +21,9 @@ from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.models.sharding import shard, sharded
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
+from tests.helpers.places import DIGITS
 
-STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
+STUDY = load_study(DIGITS)
 SETTINGS = {
     "finetuning.epochs": 2, "finetuning.num_noises": 2, "finetuning.attack_steps": 1, "finetuning.base_lr": 0.02,
     "finetuning.adv_weight": 2.0, "finetuning.attack_radius": 0.2, "finetuning.batch_size": 50,

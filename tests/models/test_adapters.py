@@ -18,10 +18,11 @@ from cadis_ray.models.checkpoints import read_state
 from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
+from tests.helpers.places import DIGITS
 
 SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-STUDY = load_study(Path(__file__).parents[2] / "search_spaces" / "digits.yaml")
+STUDY = load_study(DIGITS)
 
 
 def small(name: str = "vit_tiny_patch16_224", **config: Any) -> Classifier:

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,8 +11,9 @@ from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import state_hash, write_safetensors
 from cadis_ray.models.denoisers.diffusion import Denoiser, Mode, load_denoiser, make_denoiser
 from cadis_ray.models.denoisers.schedule import make_schedule
+from tests.helpers.places import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "golden"
+SHARED = SHARED / "golden"
 DIGITS = {
     "image_size": 8,
     "in_channels": 1,

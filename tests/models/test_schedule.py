@@ -1,14 +1,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cadis_ray.models.denoisers.schedule import make_schedule
+from tests.helpers.places import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 PROGRAMS = {"improved": ("cosine", 4000), "guided": ("linear", 1000)}
 
 

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from cadis_ray.errors import UsageError
 from cadis_ray.models.denoisers.architecture import architecture
 from cadis_ray.models.denoisers.layers import AttentionBlock, Norm, timestep_embedding
 from cadis_ray.models.denoisers.unet import UNet
+from tests.helpers.places import GOLDEN, SHARED
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SHARED = Path(__file__).parents[3] / "shared" / "golden"
+SHARED = SHARED / "golden"
 TINY = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "4"}
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import special
@@ -7,8 +5,9 @@ from scipy import special
 from cadis_ray.certification.logs import inferred_counts, read_log
 from cadis_ray.smoothing.estimate import contributions, next_samples
 from cadis_ray.smoothing.racing import Rung, may_still_win, rungs, upper_bound
+from tests.helpers.places import SHARED
 
-LOGS = sorted((Path(__file__).parents[2] / "../shared/reference/certification_logs").resolve().glob("*_sigma_0.50.tsv"))
+LOGS = sorted((SHARED / "reference" / "certification_logs").glob("*_sigma_0.50.tsv"))
 SETTINGS = {"sigma": 0.5, "alpha": 0.001, "at_n": 10_000}
 IMAGES = 600
 

@@ -7,7 +7,6 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.models import Model
 
 from cadis_ray.results.export.write import CARD, whole_folder, write_smoothed
-from cadis_ray.results.mlflow import pyfunc
 from cadis_ray.results.mlflow.store import TrackedRun
 from cadis_ray.results.study import StudyResult
 from cadis_ray.storage.ledger import TrialRow
@@ -50,9 +49,11 @@ def write_pyfunc(out: Path, study: Study, result: StudyResult, row: TrialRow, de
 
     Raises UsageError for a trial that has no weights.
     """
+    from cadis_ray.results.mlflow.pyfunc import save  # MLflow warns of the class whenever it is imported
+
     with whole_folder(out) as temporary:
         card = write_smoothed(temporary / "smoothed", study, result, row)
-        pyfunc.save(temporary / "made", temporary / "smoothed", card.rename(temporary / CARD), described)
+        save(temporary / "made", temporary / "smoothed", card.rename(temporary / CARD), described)
 
 
 def _logged(run: TrackedRun, experiment_id: str) -> LoggedModel | None:
