@@ -23,7 +23,7 @@ from cadis_ray.certification.request import Model, Request, certified_images
 from cadis_ray.results.mlflow.models import write_pyfunc
 from cadis_ray.results.read import read_result
 from cadis_ray.smoothing.noise import Stream
-from cadis_ray.storage.run_folder import open_ledger
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import changed, configuration, read_study
 
 N0 = 100
@@ -54,7 +54,7 @@ def main() -> int:
 def compare(run: Path, images: int, n: int, folder: Path) -> dict[str, object]:
     """Votes of the engine here and of the pyfunc there, for the same images, ids and seed."""
     study = read_study(run)
-    with open_ledger(run) as ledger:
+    with RunFolder(run).open_ledger() as ledger:
         result = read_result(study, run, ledger)
         row = next(row for row in ledger.trials() if row.name == result.winner)
     write_pyfunc(folder / "model", study, result, row)

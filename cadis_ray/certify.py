@@ -64,8 +64,12 @@ def certify(
         name, _, path = data.partition(":")
         settings |= {"data.name": name} | ({"data.path": _absolute(path)} if path else {})
     request = _request(checkpoints, settings, seed)
-    _open_folder(out, request, resume)
-    _run(request, out, Resources(actors=actors, gpus_per_actor=gpus_per_actor, batch_size=batch_size), address)
+    _run(
+        _open_folder(out, request, resume),
+        out,
+        Resources(actors=actors, gpus_per_actor=gpus_per_actor, batch_size=batch_size),
+        address,
+    )
 
 
 def verify(
@@ -129,16 +133,23 @@ def _request(checkpoints: list[Path], settings: dict[str, Any], seed: int | None
     return Request(base, models, seeds[0] if seed is None else seed)
 
 
-def _open_folder(out: Path, request: "Request", resume: bool) -> None:
+def _open_folder(out: Path, request: "Request", resume: bool) -> "Request":
+    """Make the folder with the request in it; returns the request, which one that is resumed has already."""
+    from cadis_ray.certification.request import read_request
     from cadis_ray.storage.files import write_whole
-    from cadis_ray.storage.run_folder import FOLDER, REQUEST
+    from cadis_ray.storage.run_folder import RunFolder
 
-    held = out / FOLDER / REQUEST
-    if held.exists() and held.read_text() != request.to_json():
-        raise UsageError(f"{out} holds another certification; give another --out")
-    if out.exists() and any(out.iterdir()) and not (resume and held.exists()):
+    folder = RunFolder(out)
+    if folder.request.exists():
+        held = read_request(out)
+        if held != request:
+            raise UsageError(f"{out} holds another certification; give another --out")
+        if resume:
+            return held
+    if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} exists; give --resume to go on in it, or another --out")
-    write_whole(held, request.to_json())
+    write_whole(folder.request, request.to_json(folder))
+    return request
 
 
 def _run(request: "Request", out: Path, resources: "Resources", address: str) -> None:
@@ -154,11 +165,12 @@ def _run(request: "Request", out: Path, resources: "Resources", address: str) ->
     from cadis_ray.search.trials import TrialResult
     from cadis_ray.smoothing.counts import CountsStore
     from cadis_ray.storage.lock import RunLock
+    from cadis_ray.storage.run_folder import RunFolder
 
-    store, radii = CountsStore(out / "counts"), request.base.certification.radii
+    store, radii = CountsStore(RunFolder(out).counts), request.base.certification.radii
     raise_on_signals()
     try:
-        with RunLock(out / "lock"), Progress() as progress, cluster(address, resources):
+        with RunLock(RunFolder(out).lock), Progress() as progress, cluster(address, resources):
             check_capacity([actor_demand(resources)])
             if request.base.certification.mode == "estimate":
                 found = estimate_models(request, store, progress, resources)

@@ -110,12 +110,12 @@ def sync(
     from cadis_ray.results.mlflow.sync import send
     from cadis_ray.results.read import read_result
     from cadis_ray.storage.lock import RunLock
-    from cadis_ray.storage.run_folder import open_ledger, read_ending
+    from cadis_ray.storage.run_folder import RunFolder
     from cadis_ray.study.study import read_study
 
     study = read_study(folder)
-    with RunLock(folder / "lock"), open_ledger(folder) as ledger:
-        before, ending = len(ledger.logged()), read_ending(folder)
+    with RunLock(RunFolder(folder).lock), RunFolder(folder).open_ledger() as ledger:
+        before, ending = len(ledger.logged()), RunFolder(folder).ending()
         result = read_result(study, folder, ledger) if "table" in ending else None
         send(ledger, study, folder, result, ENDS.get(ending.get("status", ""), "KILLED"))
         sent, trials = len(ledger.logged()) - before, len(ledger.trials())

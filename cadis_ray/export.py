@@ -37,11 +37,11 @@ def export(
     if out.exists():
         raise UsageError(f"{out} exists; give another --out")
     from cadis_ray.results.read import read_result
-    from cadis_ray.storage.run_folder import open_ledger
+    from cadis_ray.storage.run_folder import RunFolder
     from cadis_ray.study.study import read_study
 
     study = read_study(run)
-    with open_ledger(run) as ledger:
+    with RunFolder(run).open_ledger() as ledger:
         result, rows = read_result(study, run, ledger), {row.name: row for row in ledger.trials()}
     name = model or result.winner
     if name is None:

@@ -1,6 +1,5 @@
 """``python -m cadis_ray.tune STUDY.yaml``: search, then certify the winner."""
 
-import json
 import os
 import re
 import sys
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cadis_ray.errors import UsageError
+from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.interface.command import command
 
 
@@ -83,13 +82,16 @@ def tune(
 
 def _ended(run_dir: Path) -> str | None:
     """What to say of a run that is done."""
+    from cadis_ray.storage.run_folder import RunFolder
+
+    folder = RunFolder(run_dir)
     try:
-        result = json.loads((run_dir / "result.json").read_text())
-    except (OSError, ValueError):
+        result = folder.ending()
+    except IntegrityError:
         return None
     if result.get("status") != "done":
         return None
-    return f"{run_dir} is done; its winner is {result['winner']}. Report: {run_dir / 'report.html'}"
+    return f"{run_dir} is done; its winner is {result['winner']}. Report: {folder.report_html}"
 
 
 if __name__ == "__main__":

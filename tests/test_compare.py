@@ -21,7 +21,7 @@ from cadis_ray.results.report.page import write_report
 from cadis_ray.results.study import StudyResult
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
-from cadis_ray.storage.run_folder import STUDY
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
 from tests.helpers.places import ROOT
@@ -98,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResul
     result = StudyResult(study.name, folder, RADII, tuple(study.space), trials, "trial-0000", certificates)
     write_report(result)
     write_result(folder, {"status": "done", "exit_code": 0, "reason": None, "resume_command": "x"} | records(result))
-    assert (folder / STUDY).exists()
+    assert RunFolder(folder).study.exists()
     return folder, result
 
 

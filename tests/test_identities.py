@@ -1,17 +1,24 @@
 """What names a run, a model and a vote stays what it is: files that were made yesterday are found by it."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from cadis_ray.finetuning.base_classifier import base_identity, view_identity, view_of
-from cadis_ray.study.folder import fingerprint
+from cadis_ray.interface.section import Section
+from cadis_ray.models.settings import Denoiser
+from cadis_ray.study.folder import fingerprint, whole_fingerprint
 from cadis_ray.study.load import load_study
-from cadis_ray.study.study import Study, configuration
+from cadis_ray.study.study import Study, changed, configuration
+from tests.helpers.places import ROOT
 
-HERE = Path(__file__).parent
+HERE = ROOT / "tests"
 NAMES = sorted(path.stem for path in (HERE / "identities").glob("*.yaml"))
 PINNED = json.loads((HERE / "identities.json").read_text())
 
@@ -36,17 +43,73 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def identities(study: Study) -> dict:
-    data = study.base.data.model_copy(update={"path": study.base.data.path and "DATA"})
+def identities(study: Study, whole: bool) -> dict:
+    data = study.base.data.model_copy(update={"path": study.base.data.path and "DATA"})  # in whole sections it counts
     study = study.model_copy(update={"base": study.base.model_copy(update={"data": data})})
     chosen = {name: configuration(study, changes) for name, changes in study.baselines.items()}
     return {
-        "fingerprint": fingerprint(study),
-        "models": {name: base_identity(one, None) for name, one in chosen.items()},
-        "views": {name: view_identity(study.base, view_of(one)) for name, one in chosen.items()},
+        "fingerprint": whole_fingerprint(study) if whole else fingerprint(study),
+        "models": {name: base_identity(one, None, whole=whole) for name, one in chosen.items()},
+        "views": {name: view_identity(study.base, view_of(one), whole=whole) for name, one in chosen.items()},
     }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_identities_are_those_that_were_pinned(name: str, folder: Path) -> None:
-    assert identities(load_study(folder / f"{name}.yaml")) == PINNED[name]
+@pytest.mark.parametrize("kind", PINNED)
+def test_identities_are_those_that_were_pinned(name: str, kind: str, folder: Path) -> None:
+    found = identities(load_study(folder / f"{name}.yaml"), kind == "whole")
+    assert found == PINNED[kind][name], "raise VERSION of the section whose meaning changed, or keep its default"
+
+
+def sections(model: type[Section]) -> Iterator[type[Section]]:
+    yield model
+    for field in model.model_fields.values():
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Section):
+                yield from sections(inner)
+
+
+def test_a_new_key_with_a_default_in_every_section_changes_no_identity(
+    folder: Path,
+) -> None:
+    """Run in a process of its own, because pydantic's classes are changed."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+import pydantic
+from pydantic.fields import FieldInfo
+from cadis_ray.interface.section import Section
+from cadis_ray.study.sections import Distribution
+from tests.test_identities import NAMES, PINNED, Study, identities, sections
+everything = [*dict.fromkeys(sections(Study)), Distribution]
+assert len(everything) > 15, everything
+for section in reversed(everything):
+    for field in section.model_fields.values():
+        if isinstance(field.default, Section):
+            field.default = type(field.default)()
+    section.model_fields["added_later"] = FieldInfo(annotation=bool, default=False)
+    section.model_rebuild(force=True)
+from cadis_ray.study.load import load_study
+for name in NAMES:
+    study = load_study(Path({str(folder)!r}) / (name + ".yaml"))
+    assert study.base.denoiser.added_later is False
+    assert identities(study, False) == PINNED["now"][name], name
+    assert identities(study, True) == PINNED["whole"][name], name
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_a_raised_version_and_another_value_change_the_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(folder / "digits.yaml")
+    before = identities(study, False)
+    other = changed(study.base, {"finetuning.base_lr": 0.1})
+    assert fingerprint(study.model_copy(update={"base": other})) != before["fingerprint"]
+    monkeypatch.setattr(Denoiser, "VERSION", 2)
+    after = identities(study, False)
+    assert after["fingerprint"] != before["fingerprint"]
+    assert after["views"] != before["views"]
+    assert after["models"] == before["models"]
+    assert identities(study, True) == PINNED["whole"]["digits"]

@@ -19,7 +19,7 @@ from cadis_ray.smoothing.modes import MODES
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.storage.files import write_whole
 from cadis_ray.storage.provenance import commit, versions
-from cadis_ray.storage.run_folder import FOLDER, REQUEST, certificates_file, evidence_file
+from cadis_ray.storage.run_folder import RunFolder
 
 SCHEMA = 1
 METHODS = {"protocol": "clopper_pearson_fixed_n", "sequential": "mixture_e_process_capped"}
@@ -52,11 +52,11 @@ def write_evidence(folder: Path, request: Request, certificates: Mapping[str, Ce
         "device": device, "dtype": request.base.certification.precision,
         "code_commit": commit(), "versions": versions(),
     }  # fmt: skip
-    write_whole(folder / FOLDER / REQUEST, request.to_json())
+    write_whole(RunFolder(folder).request, request.to_json(RunFolder(folder)))
     sources = sources_of(request, test)
     for name, own in certificates.items():
         lines = [json.dumps(record) + "\n" for record in records(own, sources[name], made_by)]
-        write_whole(evidence_file(folder, name), "".join(lines))
+        write_whole(RunFolder(folder).evidence(name), "".join(lines))
 
 
 def verify(folder: Path) -> list[str]:
@@ -71,7 +71,7 @@ def verify(folder: Path) -> list[str]:
     mode, ids, labels = MODES[settings.mode], test.ids.numpy(), test.labels.numpy()
     if mode.conclude is None:
         raise UsageError(f"{folder}: holds estimates; they follow from votes, but certify nothing")
-    stored, problems = CountsStore(folder / "counts").load(), []
+    stored, problems = CountsStore(RunFolder(folder).counts).load(), []
     for name, sources in sources_of(request, test).items():
         votes = votes_of(request, stored, sources, ids, num_classes + 1)
         wanted = mode.wanted(settings, sigma, labels, votes)
@@ -82,11 +82,11 @@ def verify(folder: Path) -> list[str]:
         expected = certificates_from(name, request.base, ids, labels, votes)
         largest = max_radius(settings.n, settings.alpha, sigma)
         assert (expected.radius <= largest).all(), "a radius above the largest possible"
-        problems += _differences(name, list(records(expected, sources, {})), _read(evidence_file(folder, name)))
-        tsv = read_log(certificates_file(folder, name))
+        problems += _differences(name, list(records(expected, sources, {})), _read(RunFolder(folder).evidence(name)))
+        tsv = read_log(RunFolder(folder).certificates(name))
         columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, expected.predict)
         if not (all(np.array_equal(*both) for both in columns) and same_numbers(tsv.radius, expected.radius)):
-            problems.append(f"{name}: {certificates_file(folder, name).name} does not say what the votes do")
+            problems.append(f"{name}: {RunFolder(folder).certificates(name).name} does not say what the votes do")
     return problems
 
 
@@ -94,7 +94,10 @@ def recompute(folder: Path, share: float, device: str, chance: np.random.Generat
     """Counts a random ``share`` of the stored blocks again: (how many, what differs). Their votes must be equal."""
     request = read_request(folder)
     test, _ = certified_images(request.base)
-    stored, row_of = CountsStore(folder / "counts").load(), {image: row for row, image in enumerate(test.ids.tolist())}
+    stored, row_of = (
+        CountsStore(RunFolder(folder).counts).load(),
+        {image: row for row, image in enumerate(test.ids.tolist())},
+    )
     actor, again, problems = Count(request, 256, device, 1), 0, []
     for name, sources in sources_of(request, test).items():
         for stream, source in sources.items():

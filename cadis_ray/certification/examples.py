@@ -16,6 +16,7 @@ from cadis_ray.finetuning.base_classifier import load_base, load_view, view_of
 from cadis_ray.models.black_box import BlackBoxModel
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.files import write_whole
+from cadis_ray.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,25 @@ class Examples:
     seen: np.ndarray
 
 
-EXAMPLES = "examples.npz"
-
-
 def write_examples(run_dir: Path, examples: Examples) -> None:
     """Write them into the folder of a run, whole or not at all."""
     held: dict[str, Any] = vars(examples)
     file = io.BytesIO()
     np.savez_compressed(file, **held)
-    write_whole(run_dir / EXAMPLES, file.getvalue())
+    write_whole(RunFolder(run_dir).examples, file.getvalue())
 
 
 def read_examples(run_dir: Path) -> Examples | None:
     """What ``write_examples`` wrote; None where nothing was. Raises IntegrityError for a damaged file."""
     try:
-        with (run_dir / EXAMPLES).open("rb") as file, np.load(file, allow_pickle=False) as held:
+        with RunFolder(run_dir).examples.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return Examples(**{key: held[key] for key in held.files if key != "name"}, name=str(held["name"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        raise IntegrityError(f"{run_dir / EXAMPLES}: damaged ({error}); remove it and resume the run") from error
+        raise IntegrityError(
+            f"{RunFolder(run_dir).examples}: damaged ({error}); remove it and resume the run"
+        ) from error
 
 
 LOOKED_AT, SHOWN = 64, 8

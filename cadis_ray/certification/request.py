@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, Source
 from cadis_ray.smoothing.modes import MODES, Mode, few_samples
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.settings import Finalists, schedule
-from cadis_ray.storage.run_folder import FOLDER, REQUEST
+from cadis_ray.storage.run_folder import RunFolder
 
+IDENTITIES = 2  # how votes are named: 2 by what differs from the defaults, before by whole sections
 Sources = Mapping[Stream, Source]  # of one model
 Votes = dict[Stream, np.ndarray]  # (N, K + 1) each, of one model
 
@@ -35,13 +36,15 @@ class Request:
     """``base``: data, sigma, denoiser and certification; ``models`` by name; ``seed`` of the noise.
 
     ``recount``: the models are a study's finalists, counted on validation images by its samples, with noise that
-    neither the search nor a certificate uses; what follows is an estimate.
+    neither the search nor a certificate uses; what follows is an estimate. ``whole``: its votes are named as those of
+    runs whose names are hashes of whole sections.
     """
 
     base: Configuration
     models: Mapping[str, Model]
     seed: int
     recount: Finalists | None = None
+    whole: bool = field(default=False, compare=False)
 
     @property
     def mode(self) -> Mode:
@@ -49,22 +52,23 @@ class Request:
             return few_samples(Stream.AUDIT, schedule(self.recount.samples))
         return MODES[self.base.certification.mode]
 
-    def to_json(self) -> str:
-        """The request as text, equal for equal requests."""
+    def to_json(self, folder: RunFolder) -> str:
+        """The request as text, for the folder in which it is answered."""
         models = {
             name: {
                 "configuration": model.configuration.model_dump(mode="json"),
-                "checkpoint": None if model.checkpoint is None else str(model.checkpoint),
+                "checkpoint": None if model.checkpoint is None else folder.within(model.checkpoint),
             }
             for name, model in self.models.items()
         }
-        held: dict[str, Any] = {"base": self.base.model_dump(mode="json"), "seed": self.seed, "models": models}
+        held: dict[str, Any] = {} if self.whole else {"identities": IDENTITIES}
+        held |= {"base": self.base.model_dump(mode="json"), "seed": self.seed, "models": models}
         return json.dumps(held, indent=2) + "\n"
 
 
 def read_request(folder: Path) -> Request:
     """The request of a folder that ``certify`` or a study wrote. UsageError where there is none."""
-    path = folder / FOLDER / REQUEST
+    path = RunFolder(folder).request
     try:
         held = json.loads(path.read_text())
     except OSError as error:
@@ -75,12 +79,12 @@ def read_request(folder: Path) -> Request:
         models = {
             name: Model(
                 Configuration.model_validate_json(json.dumps(model["configuration"])),
-                None if model["checkpoint"] is None else Path(model["checkpoint"]),
+                None if model["checkpoint"] is None else RunFolder(folder).checkpoint(model["checkpoint"]),
             )
             for name, model in held["models"].items()
         }
         base = Configuration.model_validate_json(json.dumps(held["base"]))
-        return Request(base, models, int(held["seed"]))
+        return Request(base, models, int(held["seed"]), whole="identities" not in held)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: changed since it was written: {error}") from error
 
@@ -105,8 +109,8 @@ def sources_of(request: Request, images: Split) -> dict[str, Sources]:
     data = images.digest()
     hashes = {
         name: (
-            base_identity(model.configuration, model.checkpoint),
-            view_identity(base, view_of(model.configuration)),
+            base_identity(model.configuration, model.checkpoint, whole=request.whole),
+            view_identity(base, view_of(model.configuration), whole=request.whole),
         )
         for name, model in request.models.items()
     }

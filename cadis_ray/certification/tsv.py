@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cadis_ray.certification.certificates import Certificates
 from cadis_ray.storage.files import write_whole
-from cadis_ray.storage.run_folder import certificates_file
+from cadis_ray.storage.run_folder import RunFolder
 
 
 def certificates_tsv(certificates: Certificates) -> str:
@@ -25,9 +25,9 @@ def certificates_tsv(certificates: Certificates) -> str:
 def write_certificates(run_dir: Path, certificates: dict[str, Certificates], winner: str | None) -> None:
     """Write every model's certificates, and the winner's also as ``certificates.tsv``."""
     for name, rows in certificates.items():
-        write_whole(certificates_file(run_dir, name), certificates_tsv(rows))
+        write_whole(RunFolder(run_dir).certificates(name), certificates_tsv(rows))
         if name == winner:
-            write_whole(run_dir / "certificates.tsv", certificates_tsv(rows))
+            write_whole(RunFolder(run_dir).winner, certificates_tsv(rows))
 
 
 def clock(seconds: float) -> str:

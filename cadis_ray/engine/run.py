@@ -21,6 +21,7 @@ from cadis_ray.results.report.table import certificates_table, to_rich, to_text,
 from cadis_ray.results.study import StudyResult
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.lock import RunLock
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study
 
 TRACKING_SECONDS = 60.0
@@ -35,7 +36,7 @@ def run(study: Study, run_dir: Path, address: str) -> ExitCode:
     result: StudyResult | None = None
     status, patience = "FAILED", INTERRUPTED_TRACKING_SECONDS
     raise_on_signals()
-    with RunLock(run_dir / "lock"), Ledger(run_dir / "ledger.sqlite") as ledger, Progress() as progress:
+    with RunLock(RunFolder(run_dir).lock), Ledger(RunFolder(run_dir).ledger) as ledger, Progress() as progress:
         outbox = Outbox(ledger.path, study, run_dir, progress.note)
         try:
             result = run_study(study, run_dir, ledger, address, progress)

@@ -22,6 +22,7 @@ from cadis_ray.search.trials import warm_trials
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.storage.packing import unpack
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.space import distributions, grid
 from cadis_ray.study.study import Study
 
@@ -41,7 +42,7 @@ def run_search(
         return
     searcher = StudySearcher(study, ledger, session, labels)
     resources = study.resources
-    trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(run_dir / "training"))
+    trainable = ray.tune.with_parameters(run_trial, study=study, pool=pool, storage=str(RunFolder(run_dir).training))
     booked = DRIVER if resources.workers_per_trial else worker_bundle(resources)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, booked),
@@ -56,7 +57,7 @@ def run_search(
         ),
         run_config=ray.tune.RunConfig(
             name=session,
-            storage_path=str(run_dir / "tune"),
+            storage_path=str(RunFolder(run_dir).tune),
             callbacks=[LedgerCallback(study, ledger, searcher, report)],
             verbose=0,
         ),
@@ -97,11 +98,11 @@ class StudySearcher(Searcher):
             self.proposed.add(number)
             self.ledger.open_trial(number, name, baseline, parameters)
             epochs = self.ledger.epochs(number)
-            deaths = self.deaths.get(number, 0)
+            kept, deaths = epochs[-1].checkpoint if epochs else None, self.deaths.get(number, 0)
             return {
                 "number": number, "session": f"{self.session}-{deaths}" if deaths else self.session,
                 "baseline": baseline is not None, "parameters": parameters,
-                "resume": epochs[-1].checkpoint if epochs else None,
+                "resume": kept and str(RunFolder(self.ledger.path.parent).checkpoint(kept)),
             }  # fmt: skip
         # While a trial runs it may have to be started again.
         return Searcher.FINISHED if all(row.state in ENDED for row in rows.values()) else None
@@ -184,6 +185,7 @@ class LedgerCallback(ray.tune.Callback):
     def __init__(self, study: Study, ledger: Ledger, searcher: StudySearcher, report: Report) -> None:
         self.study, self.ledger, self.searcher, self.report = study, ledger, searcher, report
         self.failures: dict[int, str] = {}
+        self.folder = RunFolder(ledger.path.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -195,8 +197,9 @@ class LedgerCallback(ray.tune.Callback):
             return
         scores = {key: result[key] for key in ("acr", "acr_se", "clean", "trainable_parameters")}
         metrics = {key: value for key, value in result["metrics"].items() if math.isfinite(value)} | scores
+        kept = result.get("checkpoint_path")
         self.ledger.record_epoch(
-            number, result["epoch"], metrics, unpack(result["counts"]), result.get("checkpoint_path")
+            number, result["epoch"], metrics, unpack(result["counts"]), kept and self.folder.within(kept)
         )
         self.report(number, "running", scores)
 

@@ -27,7 +27,8 @@ from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.provenance import commit, hardware, versions
-from cadis_ray.study.folder import fingerprint
+from cadis_ray.storage.run_folder import RunFolder
+from cadis_ray.study.folder import fingerprint, whole_fingerprint
 from cadis_ray.study.study import Study, configuration
 
 
@@ -37,9 +38,13 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
     Raises EnvironmentProblem where the cluster can never hold ``resources``, and Interrupted on SIGINT and SIGTERM,
     with everything committed.
     """
-    ledger.set_meta("fingerprint", fingerprint(study))
+    whole = ledger.meta("fingerprint") == whole_fingerprint(study)
+    if not whole:
+        ledger.set_meta("fingerprint", fingerprint(study))
     data = load(study.base.data)
-    labels = data.validation.first(study.base.validation.images).labels.numpy()
+    counted = data.validation.first(study.base.validation.images)
+    ledger.set_meta("validation images", counted.digest())  # the fingerprint does not know where the data lies
+    labels = counted.labels.numpy()
     settle(study, ledger, labels)
     total = len(study.baselines) + study.trials
     ended = sum(row.state in ENDED for row in ledger.trials())
@@ -48,44 +53,49 @@ def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progres
         made_by = {"commit": commit(), "versions": versions(), "hardware": hardware(), "cluster": machines()}
         ledger.set_meta(f"driver {time.time():.3f}", json.dumps(made_by))
         if ended < total:
-            pool = make_pool(study, run_dir / "pool", progress)
+            pool = make_pool(study, RunFolder(run_dir).pool, progress)
             progress.stage("search", total, ended)
             run_search(study, ledger, labels, pool, run_dir, _session(run_dir), _reporter(ledger, progress))
-            shutil.rmtree(run_dir / "pool")  # nothing trains any more
+            shutil.rmtree(RunFolder(run_dir).pool)  # nothing trains any more
         trials = trial_results(study, ledger, labels)
-        result = summarise(study, run_dir, trials, _recount(study, run_dir, ledger, trials, progress))
-        result = _certify(study, run_dir, ledger, result, progress)
+        result = summarise(study, run_dir, trials, _recount(study, run_dir, ledger, trials, whole, progress))
+        result = _certify(study, run_dir, ledger, result, whole, progress)
     return replace(result, importance=importance(study, trials))
 
 
 def _recount(
-    study: Study, run_dir: Path, ledger: Ledger, trials: list[TrialResult], progress: Progress
+    study: Study, run_dir: Path, ledger: Ledger, trials: list[TrialResult], whole: bool, progress: Progress
 ) -> dict[str, Estimate]:
     """Estimates of the finalists from fresh noise; of the baseline that limits clean accuracy too, to judge them by."""
-    models = _models(study, ledger, to_recount(study, trials))
-    request = Request(study.base, models, study.seed, study.finalists)
+    models = _models(study, run_dir, ledger, to_recount(study, trials))
+    request = Request(study.base, models, study.seed, study.finalists, whole)
     if not models:
         return {}
-    return estimate_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
+    return estimate_models(request, CountsStore(RunFolder(run_dir).counts), progress, study.resources)
 
 
-def _certify(study: Study, run_dir: Path, ledger: Ledger, result: StudyResult, progress: Progress) -> StudyResult:
+def _certify(
+    study: Study, run_dir: Path, ledger: Ledger, result: StudyResult, whole: bool, progress: Progress
+) -> StudyResult:
     """With certificates of the winner and of every baseline that ended well; none without a winner."""
     if result.winner is None:
         return result
     baselines = [trial.name for trial in result.trials if trial.baseline and trial.state == "complete"]
-    request = Request(study.base, _models(study, ledger, [result.winner, *baselines]), study.seed)
-    certificates = certify_models(request, CountsStore(run_dir / "counts"), progress, study.resources)
+    request = Request(study.base, _models(study, run_dir, ledger, [result.winner, *baselines]), study.seed, whole=whole)
+    certificates = certify_models(request, CountsStore(RunFolder(run_dir).counts), progress, study.resources)
     write_evidence(run_dir, request, certificates, "cuda" if study.resources.gpus_per_actor else "cpu")
     examples = examples_of(request, result.winner, run_dir, study.resources)
     return replace(result, certificates=certificates, examples=examples)
 
 
-def _models(study: Study, ledger: Ledger, names: Iterable[str]) -> dict[str, Model]:
+def _models(study: Study, run_dir: Path, ledger: Ledger, names: Iterable[str]) -> dict[str, Model]:
     """The trials' last checkpoints, in the order of ``names``."""
     rows = {row.name: row for row in ledger.trials()}
     return {
-        name: Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
+        name: Model(
+            configuration(study, row.parameters),
+            RunFolder(run_dir).checkpoint(row.checkpoint) if row.checkpoint else None,
+        )
         for name in names
         for row in [rows[name]]
     }

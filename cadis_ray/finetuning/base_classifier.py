@@ -15,6 +15,7 @@ from cadis_ray.data.sources import image_shape
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.checkpoint import WEIGHTS, read_record
 from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.interface.section import Section
 from cadis_ray.models.adapters.coordinator import Coordinator
 from cadis_ray.models.adapters.lora import add_lora, load_trainable_state, merge_lora
 from cadis_ray.models.adapters.vit import add_prompts, add_series
@@ -25,7 +26,7 @@ from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.models.local_smoothing import LocalSmoothing
 from cadis_ray.smoothing.noise import add_noise
 from cadis_ray.smoothing.sampling import Denoise
-from cadis_ray.storage.identity import identity
+from cadis_ray.storage.identity import former, identity
 
 View = Literal["denoised", "noisy"]
 
@@ -57,21 +58,29 @@ def load_base(configuration: Configuration, checkpoint: Path | None) -> nn.Modul
     return as_base(configuration, load_finetuned(configuration, checkpoint)).eval()
 
 
-def base_identity(configuration: Configuration, checkpoint: Path | None) -> str:
-    """SHA-256 of all that makes the second step what it is."""
-    model = model_identity(configuration, checkpoint)
+def base_identity(configuration: Configuration, checkpoint: Path | None, *, whole: bool = False) -> str:
+    """SHA-256 of all that makes the second step what it is.
+
+    ``whole``: as of runs whose names are hashes of whole sections, see ``storage.identity.former``.
+    """
+    model = model_identity(configuration, checkpoint, whole=whole)
     if configuration.kind == "denoise_then_classify":
         return model
     content: dict[str, Any] = {"kind": configuration.kind, "model": model}
     if configuration.kind == "local_smoothing":
-        content |= configuration.base_classifier.model_dump(mode="json", exclude={"kind"})
+        content |= _named(configuration.base_classifier, "base_classifier", whole, exclude={"kind"})
     return identity(content)
 
 
-def view_identity(base: Configuration, view: View) -> str:
+def view_identity(base: Configuration, view: View, *, whole: bool = False) -> str:
     """SHA-256 of all that makes the first step what it is, but for sigma; how numbers are rounded is part of it."""
-    denoiser = base.denoiser.model_dump(mode="json") if view == "denoised" else {"view": view}
+    denoiser = _named(base.denoiser, "denoiser", whole) if view == "denoised" else {"view": view}
     return identity(denoiser | {"precision": base.certification.precision})
+
+
+def _named(section: Section, key: str, whole: bool, **chosen: Any) -> dict[str, Any]:
+    """What names a section of a configuration, now or as of whole sections."""
+    return former(section.model_dump(mode="json", **chosen), f"base.{key}") if whole else section.identified(**chosen)
 
 
 def adapted_classifier(configuration: Configuration, seed: int) -> Trained:
@@ -137,14 +146,14 @@ def load_finetuned(configuration: Configuration, folder: Path | None) -> Trained
     return whole.eval().requires_grad_(False)
 
 
-def model_identity(configuration: Configuration, folder: Path | None) -> str:
+def model_identity(configuration: Configuration, folder: Path | None, *, whole: bool = False) -> str:
     """SHA-256 of all that makes ``load_finetuned``'s classifier what it is: constructor, base and trained weights."""
-    content: dict[str, Any] = {"classifier": configuration.classifier.model_dump(mode="json")}
+    content: dict[str, Any] = {"classifier": _named(configuration.classifier, "classifier", whole)}
     trained = {"adapter", "lora", configuration.finetuning.adapter}
     if configuration.kind == "black_box":
-        behind = configuration.black_box.model_dump(mode="json", include={"endpoint", "classes", "version"})
+        behind = _named(configuration.black_box, "black_box", whole, include={"endpoint", "classes", "version"})
         content, trained = (content if folder is not None else {}) | {"black_box": behind}, {"coordinator"}
     if folder is not None:
-        adapter = configuration.finetuning.model_dump(mode="json", include=trained)
+        adapter = _named(configuration.finetuning, "finetuning", whole, include=trained)
         content |= {"finetuning": adapter, "weights": read_record(folder)["sha256"][WEIGHTS]}
     return identity(content)

@@ -1,6 +1,7 @@
 """What sections of the study file are made of: types of their values, and words for what was given."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,9 +29,35 @@ def got(value: Any) -> str:
 
 
 class Section(BaseModel):
-    """A section of the study file: unknown keys, text for numbers, NaN and infinity are refused."""
+    """A section of the study file: unknown keys, text for numbers, NaN and infinity are refused.
+
+    ``VERSION``: to be raised when a default or the meaning of a key changes, because it is part of what names runs,
+    models and votes. A new key with a default needs nothing.
+    """
+
+    VERSION: ClassVar[int] = 1
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def identified(self, **chosen: Any) -> dict[str, Any]:
+        """Give what names this section: its settings that are not the default, and versions that were raised.
+
+        So a key that is added later changes no name. ``chosen``: ``include`` or ``exclude`` of pydantic's dump.
+        """
+        settings = self.model_dump(mode="json", exclude_defaults=True, **chosen)
+        raised = {name: version for name, version in sorted(_versions(self)) if version != Section.VERSION}
+        return settings | ({"versions": raised} if raised else {})
+
+
+def _versions(value: Any) -> Iterator[tuple[str, int]]:
+    """The version of every section in a value, its own among them, by class."""
+    if isinstance(value, Section):
+        yield type(value).__name__, value.VERSION
+        for _, part in value:
+            yield from _versions(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _versions(part)
 
 
 def without_password(address: str | None, instead: str) -> str | None:

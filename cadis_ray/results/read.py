@@ -21,7 +21,7 @@ from cadis_ray.smoothing.counts import NO_BLOCKS, Blocks, CountsStore, Source
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.modes import MODES
 from cadis_ray.storage.ledger import Ledger, TrialRow
-from cadis_ray.storage.run_folder import certificates_file, read_ending
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, searched_paths
 
 
@@ -31,11 +31,11 @@ def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
     Estimates are those of result.json; of a run that has not ended, what the last epoch reported, without certified
     accuracies. Certificates follow anew from the stored votes. Raises IntegrityError where files contradict.
     """
-    ending = read_ending(run_dir)
+    ending = RunFolder(run_dir).ending()
     search = ending.get("search", {})
     said = {record["name"]: record for record in ending.get("table", [])}
     names = [record["name"] for record in ending.get("certificates", [])]
-    stored = CountsStore(run_dir / "counts").load() if names else {}
+    stored = CountsStore(RunFolder(run_dir).counts).load() if names else {}
     return StudyResult(
         name=study.name,
         run_dir=run_dir,
@@ -54,7 +54,7 @@ def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
 
 def evidence_of(run_dir: Path, name: str) -> list[dict[str, Any]]:
     """The records of a certified model, one an image. Raises IntegrityError where they are missing or damaged."""
-    path = certificates_file(run_dir, name).with_suffix(".jsonl")
+    path = RunFolder(run_dir).evidence(name)
     try:
         records = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping
     wanted = mode.wanted(settings, base.sigma, label, votes)
     if any((votes[stream].sum(axis=1) < n).any() for stream, n in wanted.items()):
         raise IntegrityError(f"{run_dir}: votes of {name} are missing; finish the run, or restore its counts folder")
-    log = read_log(certificates_file(run_dir, name))
+    log = read_log(RunFolder(run_dir).certificates(name))
     found = certificates_from(name, base, ids, label, votes, log.seconds)
     if not (np.array_equal(log.idx, ids) and same_numbers(log.radius, found.radius)):
         raise IntegrityError(f"{log.path}: not what the votes say; check: python -m cadis_ray.certify verify {run_dir}")

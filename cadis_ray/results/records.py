@@ -14,11 +14,12 @@ from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
 from cadis_ray.storage.files import write_whole
+from cadis_ray.storage.run_folder import RunFolder
 
 
 def write_result(run_dir: Path, payload: dict[str, Any]) -> None:
     """Write ``run_dir/result.json``. Raises ``ValueError`` for NaN or infinity, which are not JSON."""
-    write_whole(run_dir / "result.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
+    write_whole(RunFolder(run_dir).result, json.dumps(payload, indent=2, allow_nan=False) + "\n")
 
 
 def label(metric: str | float) -> str:

@@ -1,26 +1,40 @@
 """The folder of a run: its name, which follows from the study, and the study in it."""
 
 from pathlib import Path
+from typing import Any
 
 from cadis_ray.errors import UsageError
 from cadis_ray.storage.files import write_whole
-from cadis_ray.storage.identity import identity
-from cadis_ray.storage.run_folder import RESOLVED, STUDY
+from cadis_ray.storage.identity import former, identity
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, read_study
 from cadis_ray.study.warm_start import warm_digest
 
+NOT_RESULTS = {"name", "tolerated_failures", "resources", "tracking"}
+
 
 def fingerprint(study: Study) -> str:
-    """SHA-256 of all that changes results: the study without name, tolerated failures, tracking and resources (but for
-    the concurrent trials), with the content of its checkpoints and of the runs it learns from instead of their paths.
+    """SHA-256 of all that changes results, where it is not the default.
 
-    Raises UsageError if one of them cannot be read.
+    Not part of it: name, tolerated failures, tracking, resources but for the concurrent trials, and paths: the content
+    of checkpoints and of the runs it learns from stands for theirs, and a run keeps the digest of its images. Raises
+    UsageError if a file cannot be read.
     """
-    content = study.model_dump(mode="json", exclude={"name", "tolerated_failures", "resources", "tracking"})
-    if study.warm_start:
-        content["warm_start"] = [warm_digest(Path(folder)) for folder in study.warm_start]
-    content["concurrent_trials"] = study.resources.concurrent_trials  # the sampler's view depends on it
-    return identity(content)
+    content = study.identified(exclude=NOT_RESULTS)
+    content["base"]["data"].pop("path", None)
+    return identity(content | _learnt_and_concurrent(study))
+
+
+def whole_fingerprint(study: Study) -> str:
+    """The name of runs made while whole sections were hashed, defaults and the path of the data too."""
+    content = study.model_dump(mode="json", exclude=NOT_RESULTS)
+    return identity(former(content | _learnt_and_concurrent(study)))
+
+
+def _learnt_and_concurrent(study: Study) -> dict[str, Any]:
+    """What the sampler's view of past trials depends on besides its own section."""
+    learnt = {"warm_start": [warm_digest(Path(folder)) for folder in study.warm_start]} if study.warm_start else {}
+    return learnt | {"concurrent_trials": study.resources.concurrent_trials}
 
 
 def default_folder(study: Study) -> Path:
@@ -28,17 +42,20 @@ def default_folder(study: Study) -> Path:
     that Ray deletes, ``~/cadis_ray`` takes the place of here."""
     here = Path.cwd()
     root = Path.home() / "cadis_ray" if "runtime_resources" in here.parts else here
-    return root / "runs" / f"{study.name}-{fingerprint(study)[:8]}"
+    names = [f"{study.name}-{made_of(study)[:8]}" for made_of in (fingerprint, whole_fingerprint)]
+    now, before = (root / "runs" / name for name in names)
+    return before if RunFolder(before).resolved.exists() else now
 
 
 def open_folder(study: Study, text: str, run_dir: Path) -> None:
     """Make the run's folder with the study in it, as given and resolved; one that holds another study is refused."""
-    if (run_dir / RESOLVED).exists():
+    files = RunFolder(run_dir)
+    if files.resolved.exists():
         stored = read_study(run_dir)
         if fingerprint(stored) != fingerprint(study):
             raise UsageError(f"{run_dir} holds another study ({stored.name}); give another --out, or none")
         return
     if run_dir.exists() and any(run_dir.iterdir()):
         raise UsageError(f"{run_dir} exists and is not a run of this program; give another --out, or none")
-    write_whole(run_dir / STUDY, text)
-    write_whole(run_dir / RESOLVED, study.model_dump_json(indent=2) + "\n")
+    write_whole(files.study, text)
+    write_whole(files.resolved, study.model_dump_json(indent=2) + "\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cadis_ray.interface.section import got
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.messages import Finding, findings, section
 from cadis_ray.study.sections import Distribution, Objective, Resources, Sampler
 from cadis_ray.study.space import grid
@@ -42,7 +43,7 @@ def search_findings(raw: Any, values: Mapping[str, Any], bad: set[KeyPath]) -> I
         yield from _resources(Resources.model_validate(section(raw, "resources")))
     if "warm_start" not in faulty:
         for place, folder in enumerate(raw.get("warm_start", ())):
-            if not Path(folder).is_absolute() or not (Path(folder) / "ledger.sqlite").is_file():
+            if not Path(folder).is_absolute() or not RunFolder(Path(folder)).ledger.is_file():
                 text = f"got {got(folder)}; need the absolute path of a run's folder, with ledger.sqlite in it"
                 yield Finding(("warm_start", place), text)
 

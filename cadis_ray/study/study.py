@@ -11,7 +11,7 @@ from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.interface.section import A_LIST, Count, Name, Section
 from cadis_ray.smoothing.settings import Finalists
-from cadis_ray.storage.run_folder import RESOLVED
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study import rules
 from cadis_ray.study.messages import Schema, dotted, findings, with_value
 from cadis_ray.study.sections import Distribution, Objective, Resources, Sampler, Scheduler, Tracking
@@ -88,11 +88,12 @@ def _maximum(study: Study, path: str) -> int:
 
 def read_study(run_dir: Path) -> Study:
     """The study of a run. Raises UsageError where the folder is not a run."""
+    path = RunFolder(run_dir).resolved
     try:
-        text = (run_dir / RESOLVED).read_text()
+        text = path.read_text()
     except OSError as error:
-        raise UsageError(f"{run_dir}: not a run's folder: {RESOLVED} cannot be read ({error.strerror})") from error
+        raise UsageError(f"{run_dir}: not a run's folder: {path.name} cannot be read ({error.strerror})") from error
     try:
         return Study.model_validate_json(text)
     except ValueError as error:
-        raise IntegrityError(f"{run_dir / RESOLVED}: changed since the run began: {error}") from error
+        raise IntegrityError(f"{path}: changed since the run began: {error}") from error

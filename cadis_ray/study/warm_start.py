@@ -11,6 +11,7 @@ import numpy as np
 from cadis_ray.errors import UsageError
 from cadis_ray.storage.identity import identity
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.space import distributions
 from cadis_ray.study.study import Study, read_study
 
@@ -39,7 +40,7 @@ def warm_digest(folder: Path) -> str:
 
 def complete_trials(folder: Path) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
     """Parameters and last counts (N, K + 1) of a run's complete searched trials, by name."""
-    path = folder / "ledger.sqlite"
+    path = RunFolder(folder).ledger
     if not path.is_file():  # opening it would make it
         raise UsageError(f"{folder}: not a run's folder: ledger.sqlite is missing")
     with Ledger(path) as ledger:

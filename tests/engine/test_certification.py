@@ -94,8 +94,8 @@ def test_batches_blocks_and_company_change_no_vote(tmp_path: Path, mode: str, mo
     for size in (1, 7):
         few = votes(tmp_path / str(size), request("half", mode=mode), Resources(batch_size=size))["half"]
         assert same(few, alone)
-    monkeypatch.setattr(certification, "BLOCK", 33)
-    monkeypatch.setattr(certification, "IMAGES_PER_ITEM", 2)
+    monkeypatch.setattr("cadis_ray.certification.pending.BLOCK", 33)
+    monkeypatch.setattr("cadis_ray.certification.pending.IMAGES_PER_ITEM", 2)
     three = votes(tmp_path / "three", request("own", "half", "half-again", mode=mode))
     assert same(three["half"], alone)
     assert same(three["half-again"], alone)
@@ -137,7 +137,7 @@ def test_finalists_are_counted_on_validation_images_under_the_audits_noise(tmp_p
 
 @pytest.mark.parametrize("most_items", [1, 40, 4096])
 def test_items_are_what_each_model_lacks_once(most_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certification, "MOST_ITEMS", most_items)
+    monkeypatch.setattr("cadis_ray.certification.pending.MOST_ITEMS", most_items)
     n, ids, rng = 4300, np.array([7, 3, 11, 5, 2, 19, 4, 6, 8, 9]), np.random.default_rng(0)
     asked = request("own", "half", n0=100, n=n, images=10)
     streams = {Stream.SELECTION: 100, Stream.ESTIMATION: n}

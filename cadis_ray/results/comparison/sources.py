@@ -17,7 +17,7 @@ from cadis_ray.results.records import estimate_of
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.metrics import acr
 from cadis_ray.smoothing.settings import Certification
-from cadis_ray.storage.run_folder import certificates_file
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import configuration, read_study
 
 LOG_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -59,21 +59,21 @@ def read_run(folder: Path) -> Comparison:
 
     Raises UsageError for a folder that is neither or not finished, IntegrityError where its files contradict.
     """
-    requested = folder / "certificates" / "request.json"
-    if requested.exists() and not (folder / "result.json").exists():
-        return _certified_models(folder, _json(requested))
-    study, result = read_study(folder), _json(folder / "result.json")
+    files = RunFolder(folder)
+    if files.request.exists() and not files.result.exists():
+        return _certified_models(folder, _json(files.request))
+    study, result = read_study(folder), _json(files.result)
     if "table" not in result:
         raise UsageError(f"{folder}: {result['status']}, nothing to compare; finish it: {result['resume_command']}")
     settings, sigma = study.base.certification, study.base.sigma
     certified = {}
     for record in result["certificates"]:
         name = record["name"]
-        log = read_log(certificates_file(folder, name))
+        log = read_log(RunFolder(folder).certificates(name))
         stored = record[f"acr@{record['n']}"]
         if not np.isclose(acr(log.radius, log.correct), stored, rtol=0, atol=1e-9):
             raise IntegrityError(
-                f"{certificates_file(folder, name)}: its ACR is not that of result.json, {stored}; one was changed"
+                f"{RunFolder(folder).certificates(name)}: its ACR is not that of result.json, {stored}; one was changed"
             )
         method = "winner" if name == result["winner"] else name
         certified[name] = _certified(log, method, sigma, _protocol(settings))
@@ -120,7 +120,7 @@ def _certified_models(folder: Path, request: Mapping[str, Any]) -> Comparison:
         raise IntegrityError(f"{folder}: its certificates/request.json was changed: {error}") from error
     models = []
     for name, chosen in own.items():
-        path, protocol = certificates_file(folder, name), _protocol(base.certification)
+        path, protocol = RunFolder(folder).certificates(name), _protocol(base.certification)
         if not path.exists():
             raise UsageError(f"{folder}: {name} is not certified yet; finish it with certify --resume")
         models.append(Model(name, _parameters(chosen), _certified(read_log(path), name, base.sigma, protocol)))

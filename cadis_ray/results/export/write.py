@@ -14,6 +14,7 @@ from cadis_ray.results.export.hub import write_hub_folder
 from cadis_ray.results.export.smoothed import save_smoothed
 from cadis_ray.results.study import StudyResult
 from cadis_ray.storage.ledger import TrialRow
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, configuration
 
 CARD = "README.md"
@@ -31,7 +32,7 @@ def write_hub(out: Path, study: Study, result: StudyResult, row: TrialRow) -> No
     with whole_folder(out) as temporary:
         made = temporary / "made"
         card = write_smoothed(made / "smoothed", study, result, row)
-        classifier = load_finetuned(chosen, checkpoint_of(row))
+        classifier = load_finetuned(chosen, checkpoint_of(result, row))
         assert isinstance(classifier, Classifier), "save_smoothed refused a black box"
         write_hub_folder(made, classifier, chosen.classifier.library)
         card.rename(made / CARD)
@@ -51,12 +52,12 @@ def write_smoothed(folder: Path, study: Study, result: StudyResult, row: TrialRo
     chosen = configuration(study, row.parameters)
     if row.checkpoint is None and chosen.finetuning.recipe != "none":
         raise UsageError(f"{row.name} is {row.state} and has no checkpoint; give another --model")
-    record = save_smoothed(folder, study.base, chosen, checkpoint_of(row))
+    record = save_smoothed(folder, study.base, chosen, checkpoint_of(result, row))
     card = folder / CARD
     card.write_text(model_card(result, row.name, record))
     return card
 
 
-def checkpoint_of(row: TrialRow) -> Path | None:
+def checkpoint_of(result: StudyResult, row: TrialRow) -> Path | None:
     """The folder of a trial's last checkpoint; None where nothing was trained."""
-    return Path(row.checkpoint) if row.checkpoint else None
+    return RunFolder(result.run_dir).checkpoint(row.checkpoint) if row.checkpoint else None

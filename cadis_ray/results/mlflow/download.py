@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cadis_ray.errors import EnvironmentProblem, UsageError
 from cadis_ray.results.mlflow.store import PARENT, TRIAL, client_of, without_secrets
-from cadis_ray.storage.run_folder import certificates_file
+from cadis_ray.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +63,7 @@ def _bring(client: "MlflowClient", experiment_id: str, run_id: str, folder: Path
         client.download_artifacts(run_id, file, str(folder))
     for trial in client.search_runs([experiment_id], f"tags.`{PARENT}` = '{run_id}'", max_results=50_000):
         if CERTIFICATES in {file.path for file in client.list_artifacts(trial.info.run_id)}:
-            kept = certificates_file(folder, trial.data.tags[TRIAL])
+            kept = RunFolder(folder).certificates(trial.data.tags[TRIAL])
             kept.parent.mkdir(exist_ok=True)
             Path(client.download_artifacts(trial.info.run_id, CERTIFICATES, str(folder))).rename(kept)
     return folder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from cadis_ray.storage.ledger import Ledger, TrialRow
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def address(study: Study, run_dir: Path) -> str:
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri and urlsplit(uri).scheme.startswith("sqlite"):
         return f"sqlite:///{Path(uri.split(':///', 1)[-1]).resolve()}"
-    return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
+    return uri or f"sqlite:///{RunFolder(run_dir.resolve()).mlflow}"
 
 
 def without_secrets(text: str, uri: str) -> str:
@@ -75,9 +76,8 @@ def connect(study: Study, run_dir: Path) -> "tuple[MlflowClient, str]":
     if found:
         return client, found.experiment_id
     scheme = urlsplit(uri).scheme
-    artifacts = (
-        Path(uri.removeprefix("sqlite:///")).parent if scheme == "sqlite" else run_dir.resolve()
-    ) / "mlartifacts"
+    beside = Path(uri.removeprefix("sqlite:///")).parent if scheme == "sqlite" else run_dir.resolve()
+    artifacts = RunFolder(beside).mlflow_artifacts
     # A server stores artifacts in a place of its own; a bare database would take the working directory.
     location = None if scheme in ("http", "https") else artifacts.as_uri()
     return client, client.create_experiment(experiment, artifact_location=location)

@@ -36,7 +36,7 @@ from cadis_ray.results.study import StudyResult
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.metrics import acr, certified_accuracy
 from cadis_ray.storage.ledger import Ledger, TrialRow
-from cadis_ray.storage.run_folder import certificates_file
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, configuration
 
 ENDING_FILES = ("study.yaml", "study.json", "result.json", "report.html", "report.md", "certificates.tsv",
@@ -87,7 +87,7 @@ def sync(
         _sync_ending(parent, result, rows)
         for name in ENDING_FILES:
             parent.file(run_dir / name)
-        for path in sorted((run_dir / "figures").glob("*.svg")):
+        for path in sorted(RunFolder(run_dir).figures.glob("*.svg")):
             parent.file(path, "figures")
     parent.status(status)
     for row in rows:
@@ -131,7 +131,7 @@ def _sync_trial(run: TrackedRun, row: TrialRow, study: Study, run_dir: Path) -> 
     if counts:
         run.artifact("counts.safetensors", save(counts))
     if row.checkpoint:
-        for path in sorted((run_dir / row.checkpoint).glob("*")):
+        for path in sorted(RunFolder(run_dir).checkpoint(row.checkpoint).glob("*")):
             if path.suffix in (".safetensors", ".json"):  # nothing that could run code when it is loaded
                 run.file(path, "checkpoint")
 
@@ -183,7 +183,7 @@ def _sync_final(run: TrackedRun, row: TrialRow, result: StudyResult, run_dir: Pa
         run.artifact("votes.safetensors", save({"idx": c.idx, "label": c.label, "selection": c.selection,
                                                 "estimation": c.estimation}))  # fmt: skip
         run.artifact("certified_accuracy.svg", figures.svg(figures.certified_accuracy(result)).encode())
-        evidence = certificates_file(run_dir, row.name).with_suffix(".jsonl")
+        evidence = RunFolder(run_dir).evidence(row.name)
         if evidence.is_file():
             run.file(evidence)
             with evidence.open() as lines:

@@ -13,7 +13,7 @@ from cadis_ray.results.records import certificate_records, trial_records
 from cadis_ray.results.report.page import drawn_figures, summary
 from cadis_ray.results.report.table import certificates_table, to_html, trials_table
 from cadis_ray.results.study import StudyResult
-from cadis_ray.storage.run_folder import open_ledger
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, read_study
 
 
@@ -77,5 +77,5 @@ def load(run_dir: str | Path) -> Run:
     """Read the run in a folder, finished or not. UsageError where there is none, IntegrityError for a damaged one."""
     run_dir = Path(run_dir)
     study = read_study(run_dir)
-    with open_ledger(run_dir) as ledger:
+    with RunFolder(run_dir).open_ledger() as ledger:
         return Run(study, read_result(study, run_dir, ledger))

@@ -18,6 +18,7 @@ from cadis_ray.results.report.table import Table, certificates_table, markdown, 
 from cadis_ray.results.study import StudyResult
 from cadis_ray.smoothing.metrics import acr
 from cadis_ray.storage.files import write_whole
+from cadis_ray.storage.run_folder import RunFolder
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #ddd; --soft: #f4f6f8; }
@@ -63,9 +64,9 @@ def write_report(result: StudyResult) -> None:
     drawn = {name: figures.svg(figure) for name, figure in _figures(sections).items()}
     write_certificates(result.run_dir, result.certificates, result.winner)
     for name, text in drawn.items():
-        write_whole(result.run_dir / "figures" / f"{name}.svg", text)
-    write_whole(result.run_dir / "report.md", _markdown(result, sections))
-    write_whole(result.run_dir / "report.html", _html(result, sections, drawn))
+        write_whole(RunFolder(result.run_dir).figures / f"{name}.svg", text)
+    write_whole(RunFolder(result.run_dir).report_markdown, _markdown(result, sections))
+    write_whole(RunFolder(result.run_dir).report_html, _html(result, sections, drawn))
 
 
 def drawn_figures(result: StudyResult) -> dict[str, Figure]:

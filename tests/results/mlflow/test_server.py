@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from cadis_ray.compare import sync
 from cadis_ray.results.mlflow.store import TRIAL, client_of
-from cadis_ray.storage.run_folder import open_ledger
+from cadis_ray.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
 
@@ -31,7 +31,7 @@ def test_every_trial_and_every_point_is_there_once(told: Any, capsys: pytest.Cap
     assert len(told.warned) == 1
     assert f"python -m cadis_ray.compare sync {told.run_dir}" in told.warned[0]
     assert "locked" not in told.warned[0]
-    with open_ledger(told.run_dir) as ledger:
+    with RunFolder(told.run_dir).open_ledger() as ledger:
         assert 0 < told.taken_before < len(ledger.logged())
         expected: dict[str, list[tuple[str, int, float]]] = {"": []}
         for row in ledger.trials():
