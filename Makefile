@@ -2,10 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo unit test check lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m cadis_ray.tune search_spaces/digits.yaml
+
+# What needs no process and no Ray.
+unit: .venv/installed
+	$(BIN)/python -m pytest -m unit
 
 test: .venv/installed
 	$(BIN)/python -m pytest

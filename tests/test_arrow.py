@@ -171,6 +171,7 @@ def test_all_but_engine_and_mlflow_run_where_ray_and_mlflow_cannot_be_imported()
     assert came_along(modules, (), ("ray", "mlflow")) == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", AT_ONCE)
 def test_what_answers_at_once_imports_nothing_slow(module: str) -> None:
     assert came_along([module], ("torch", "ray", "mlflow", "matplotlib", "scipy.stats")) == ""

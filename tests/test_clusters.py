@@ -55,6 +55,7 @@ def test_nothing_is_missing() -> None:
     assert {path.name for path in FILES} == {*LAUNCHED, *KUBERAY, "slurm.sh"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_passes_is_shell_and_says_what_it_costs_and_how_it_is_used(path: Path) -> None:
     assert problems(path) == []
@@ -118,6 +119,7 @@ def test_ray_and_python_are_those_of_the_lock(path: Path) -> None:
     assert set(re.findall(r'rayVersion: "(\S+)"', text)) == ({ray} if path.name in KUBERAY else set())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["local.yaml", "on_premises.yaml"])
 def test_a_node_with_another_ray_does_not_start(name: str) -> None:
     check = document(name)["setup_commands"][0]
@@ -230,6 +232,7 @@ def test_the_lint_names_the_line_in_every_document_of_a_file(tmp_path: Path) -> 
     assert found.startswith(f"{tmp_path / 'job.yaml'}:{line}:3: spec.policyTypes: got a list; need Ingress: ")
 
 
+@pytest.mark.process
 def test_the_command_says_all_at_once_and_exits_2(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("cluster_name: x\nprovider: {type: aws, region: 7}\n")
@@ -306,6 +309,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 SLURM = ["bash", str(ROOT / "clusters" / "slurm.sh"), "study.yaml", "/shared/run"]
 
 
+@pytest.mark.process
 def test_slurm_starts_a_head_and_workers_with_a_token_and_keeps_the_study_s_exit_code(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
@@ -324,6 +328,7 @@ def test_slurm_starts_a_head_and_workers_with_a_token_and_keeps_the_study_s_exit
     compile((tmp_path / "wait.py").read_text(), "wait.py", "exec")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("program", ["scontrol", "getent", "srun"])
 def test_slurm_leaves_no_token_behind_when_it_fails_early(slurm: dict[str, str], tmp_path: Path, program: str) -> None:
     (tmp_path / "bin" / program).write_text("#!/bin/bash\nexit 1\n")
@@ -332,6 +337,7 @@ def test_slurm_leaves_no_token_behind_when_it_fails_early(slurm: dict[str, str],
     assert list((tmp_path / ".ray").iterdir()) == []
 
 
+@pytest.mark.process
 def test_slurm_s_signal_lets_the_study_save_before_its_nodes_end(slurm: dict[str, str], tmp_path: Path) -> None:
     running = subprocess.Popen(SLURM, env=slurm)
     assert (tmp_path / "started").read_text() == "started\n"

@@ -301,6 +301,7 @@ def test_what_certify_wrote_is_compared_too(finished, tmp_path: Path):
     assert list(made["trial-0000"]["certified_accuracy"]) == [str(r) for r in study.base.certification.radii]
 
 
+@pytest.mark.process
 def test_help_answers_at_once():
     slow = ("torch", "ray", "mlflow", "numpy", "scipy", "matplotlib")
     code = f"import sys, cadis_ray.compare; print(*[name for name in {slow} if name in sys.modules])"
@@ -308,6 +309,7 @@ def test_help_answers_at_once():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.process
 def test_a_user_error_is_a_message_and_an_exit_code_without_a_traceback(tmp_path: Path):
     bad = tmp_path / "bad.tsv"
     bad.write_text(HEADER + "0\t3\t3\tx\t1\t0\n")

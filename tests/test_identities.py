@@ -69,6 +69,7 @@ def sections(model: type[Section]) -> Iterator[type[Section]]:
                 yield from sections(inner)
 
 
+@pytest.mark.process
 def test_a_new_key_with_a_default_in_every_section_changes_no_identity(
     folder: Path,
 ) -> None:

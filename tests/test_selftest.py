@@ -40,6 +40,7 @@ def test_a_device_that_is_not_there() -> None:
         selftest.selftest(device="cuda:99")
 
 
+@pytest.mark.process
 def test_help_answers_without_torch() -> None:
     code = (
         "import sys\nsys.argv = ['selftest', '--help']\nfrom cadis_ray import selftest\n"

@@ -17,6 +17,7 @@ def tune(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.process
 def test_every_problem_of_a_study_in_one_message(tmp_path: Path) -> None:
     text = DIGITS.read_text().replace("sigma: 0.5", "sigma: 1e9").replace("epochs: ", "epochz: ")
     (tmp_path / "bad.yaml").write_text(text.replace("alpha: 0.001", "alpha: small"))
@@ -30,6 +31,7 @@ def test_every_problem_of_a_study_in_one_message(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.yaml"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -58,6 +60,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_run_is_never_taken_over_by_another_study(tmp_path: Path) -> None:
     study = load_study(DIGITS)
     open_folder(study, DIGITS.read_text(), tmp_path / "run")

@@ -51,6 +51,7 @@ def test_a_sound_folder_is_described(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_every_broken_file_is_named_and_the_exit_code_is_5(tmp_path: Path) -> None:
     root = folder(tmp_path)
     whole = (root / "train" / "cat" / "0.png").read_bytes()
@@ -99,6 +100,7 @@ def test_cifar10_batches_are_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "32x32 (60)" in " ".join(lines[-2])
 
 
+@pytest.mark.process
 def test_help_comes_without_torch() -> None:
     code = "import sys; import cadis_ray.data.__main__, cadis_ray.data.check; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
@@ -120,6 +122,7 @@ print(json.dumps({"before": before, "after": peak(), "mean": total / (20_000 * 3
 """
 
 
+@pytest.mark.process
 def test_20000_images_are_read_from_parquet_in_little_memory(tmp_path: Path) -> None:
     """All of them as float32 would take 0.92 GiB more than the process has without them."""
     distinct = images(200, 64)

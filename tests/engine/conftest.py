@@ -14,11 +14,6 @@ os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeou
 from tests.helpers.engine import Cluster
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the session's Ray comes last: it takes its part of two cores as long as it runs."""
-    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     import cadis_ray.engine  # noqa: F401, its switches are read when ray is imported

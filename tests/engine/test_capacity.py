@@ -18,6 +18,8 @@ from cadis_ray.errors import EnvironmentProblem, UsageError
 from cadis_ray.study.sections import Resources
 from tests.helpers.engine import Cluster, small_study, write_study
 
+pytestmark = pytest.mark.ray
+
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
 
 

@@ -25,6 +25,8 @@ from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.storage.ledger import Ledger
 from tests.helpers.engine import REPOSITORY, epochs_recorded, small_study, write_study
 
+pytestmark = pytest.mark.nodes
+
 LIMIT = 600
 RAY = Path(sys.executable).with_name("ray")
 

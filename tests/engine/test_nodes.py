@@ -34,6 +34,8 @@ from tests.helpers.engine import (
     write_study,
 )
 
+pytestmark = pytest.mark.nodes
+
 LIMIT = 600
 EPOCHS = 8  # Ray Train hears of one every 2 s, and of a drained node every 5: they must come before the last
 

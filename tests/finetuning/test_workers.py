@@ -23,6 +23,8 @@ from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
 from tests.helpers.places import DIGITS
 
+pytestmark = pytest.mark.process
+
 STUDY = load_study(DIGITS)
 SETTINGS = {
     "finetuning.epochs": 2, "finetuning.num_noises": 2, "finetuning.attack_steps": 1, "finetuning.base_lr": 0.02,

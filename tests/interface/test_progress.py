@@ -118,10 +118,12 @@ def on_terminal(end: str, **environment: str) -> str:
     return written.decode()
 
 
+@pytest.mark.process
 def test_a_display_that_was_never_closed_does_not_hold_the_process():
     assert "a [red]note[/red]" in on_terminal("leave open")
 
 
+@pytest.mark.process
 def test_on_a_terminal_there_is_a_live_display():
     shown = on_terminal("close")
     assert "\x1b[" in shown
@@ -131,6 +133,7 @@ def test_on_a_terminal_there_is_a_live_display():
     assert "3/3 done, 1 running, best ACR estimate 0.250" in plain
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_colour_is_left_out_where_it_is_not_wanted(environment: dict[str, str]):
     shown = on_terminal("close", **environment)

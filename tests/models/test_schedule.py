@@ -69,6 +69,7 @@ def test_impossible_schedules_are_refused(name, steps):
         make_schedule(name, steps)
 
 
+@pytest.mark.process
 def test_schedule_and_architecture_do_not_import_torch():
     code = "from cadis_ray.models.denoisers import architecture, schedule; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

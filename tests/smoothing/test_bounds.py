@@ -45,6 +45,7 @@ def test_the_ceiling_is_the_root_rounded_down():
         assert Fraction(ceiling) ** n <= Fraction(0.001) < Fraction(math.nextafter(ceiling, 1)) ** n
 
 
+@pytest.mark.process
 def test_the_ceiling_is_the_same_as_scalar_and_as_array_with_and_without_wide_registers():
     def ceilings(environment):
         code = (
@@ -232,6 +233,7 @@ def test_selection_and_estimation_of_different_images_are_refused():
         bounds.certify([[1, 0, 0]], [[1, 0, 0], [1, 0, 0]], 0.001, 0.5)
 
 
+@pytest.mark.process
 def test_bounds_metrics_counts_and_estimates_load_nothing_heavy():
     code = (
         "import sys, cadis_ray.smoothing.bounds, cadis_ray.smoothing.metrics, cadis_ray.smoothing.counts,"

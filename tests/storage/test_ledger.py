@@ -192,6 +192,7 @@ for epoch in range(100_000):
 """
 
 
+@pytest.mark.process
 def test_a_killed_writer_loses_nothing_it_committed(tmp_path: Path):
     path = tmp_path / "ledger.db"
     committed: dict[int, int] = {}
@@ -243,6 +244,7 @@ ledger.record_epoch(0, epoch, {}, counts)
 """
 
 
+@pytest.mark.process
 def test_a_full_disk_is_named_and_leaves_a_good_ledger(tmp_path: Path):
     writer = start(FULL, tmp_path / "ledger.db")
     output, _ = writer.communicate()
@@ -264,6 +266,7 @@ with RunLock(sys.argv[1]):
 """
 
 
+@pytest.mark.process
 def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path):
     path = tmp_path / "driver.lock"
     holder = start(HOLDER, path)

@@ -369,6 +369,7 @@ def test_the_fingerprint_changes_with_results_and_with_nothing_else(tmp_path: Pa
     assert len({base, *different}) == 1 + len(different)
 
 
+@pytest.mark.process
 def test_neither_torch_nor_ray_nor_numpy_is_imported() -> None:
     """``--help`` has a second, and NumPy and SciPy alone take most of it."""
     heavy = ["torch", "ray", "mlflow", "optuna", "timm", "sklearn", "numpy", "scipy"]

@@ -102,6 +102,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_studies_are_listed_shown_and_copied(tmp_path: Path) -> None:
     assert [line.split()[0] for line in run("ls").stdout.splitlines()] == NAMES
     text = (STUDIES / "digits.yaml").read_text()

@@ -17,6 +17,7 @@ from cadis_ray.smoothing.estimate import Estimate
 from tests.helpers.chromium import Page, browse, chromium
 
 pytestmark = [
+    pytest.mark.tracking,
     pytest.mark.skipif(chromium() is None, reason="no chromium here: what its pages show was not tested"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own use of SQLAlchemy
 ]

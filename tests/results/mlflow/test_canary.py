@@ -19,6 +19,8 @@ from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
 from tests.helpers.places import DIGITS
 
+pytestmark = pytest.mark.tracking
+
 CANARY = "c4n4ry-hunter2"
 MARKUP = "<script>alert('..')</script>"
 
@@ -37,6 +39,7 @@ def test_a_study_s_name_that_is_markup_or_a_path_is_refused(tmp_path: Path, name
         load_study(tmp_path / "s.yaml")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "uri",
     [f"http://me:{CANARY}@host:5000", f"postgresql://me:{CANARY}@host/db", f"postgresql://host/db?password={CANARY}"],

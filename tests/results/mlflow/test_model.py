@@ -15,6 +15,8 @@ from cadis_ray.study.load import load_study
 from cadis_ray.study.sections import Tracking
 from tests.helpers.places import DIGITS
 
+pytestmark = pytest.mark.tracking
+
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

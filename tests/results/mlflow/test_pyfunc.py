@@ -27,6 +27,7 @@ print(json.dumps({"from": cadis_ray.__file__, "found": found.to_dict("list")}))
 
 
 # Of MLflow's own classes, when its module is first imported.
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_loaded_elsewhere_it_counts_the_same(tmp_path: Path) -> None:
     from cadis_ray.results.mlflow import pyfunc

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     from mlflow import MlflowClient
 
 # MLflow's own use of SQLAlchemy and Starlette.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.tracking, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 WEIGHT, RECIPE = "finetuning.adv_weight", "finetuning.recipe"
 

@@ -137,6 +137,7 @@ def test_a_run_that_goes_on_shows_its_last_epochs(run_dir: Path, tmp_path: Path)
     assert "trial-0000" in run._repr_html_()
 
 
+@pytest.mark.process
 def test_importing_the_package_stays_cheap() -> None:
     slow = ("torch", "ray", "mlflow", "numpy", "pandas", "matplotlib")
     code = f"import sys, cadis_ray; print(*[name for name in {slow} if name in sys.modules])"
