@@ -29,6 +29,12 @@ class UsageError(CadisError):
     exit_code = ExitCode.USAGE
 
 
+class TrialsFailed(CadisError):
+    """A study was finished, but more of its trials failed than it tolerates."""
+
+    exit_code = ExitCode.TRIALS_FAILED
+
+
 class EnvironmentProblem(CadisError):
     """Ray, the storage or the hardware cannot do what the study asks."""
 

@@ -1,14 +1,13 @@
 """``python -m cadis_ray.tune STUDY.yaml``: search, then certify the winner."""
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cadis_ray.errors import IntegrityError, UsageError
+from cadis_ray.errors import UsageError
 from cadis_ray.interface.command import command
 
 
@@ -42,18 +41,15 @@ def tune(
     """
     if (study is None) == (resume is None):
         raise UsageError("give a study file, or --resume RUN_DIR, and not both")
-    if address == "auto":
-        raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
     if hardware and not dry_run:
         raise UsageError("--hardware: predicts what a study takes; give --dry-run with it")
-    if out is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(out)):
-        raise UsageError(f"--out {out}: must be a folder, not a URI: its ledger is a SQLite file; mount what is shared")
     from cadis_ray.study import forecast
-    from cadis_ray.study.folder import default_folder, open_folder
+    from cadis_ray.study.folder import check_place, default_folder, done, open_folder
     from cadis_ray.study.load import load_study
     from cadis_ray.study.plan import lines, plan
     from cadis_ray.study.study import read_study
 
+    check_place(out, address)
     if study is not None:
         chosen = load_study(study)
         run_dir = out or default_folder(chosen)
@@ -68,8 +64,8 @@ def tune(
         return
     if study is not None:
         open_folder(chosen, study.read_text(), run_dir)
-    if ended := _ended(run_dir):
-        print(ended)
+    if result := done(run_dir):
+        print(f"{run_dir} is done; its winner is {result['winner']}. Report: {run_dir / 'report.html'}")
         return
     from cadis_ray.engine.run import run
 
@@ -78,20 +74,6 @@ def tune(
     sys.stderr.flush()
     # Not sys.exit: what Ray and MLflow leave at exit could keep an interrupted process beyond its grace period.
     os._exit(int(code))
-
-
-def _ended(run_dir: Path) -> str | None:
-    """What to say of a run that is done."""
-    from cadis_ray.storage.run_folder import RunFolder
-
-    folder = RunFolder(run_dir)
-    try:
-        result = folder.ending()
-    except IntegrityError:
-        return None
-    if result.get("status") != "done":
-        return None
-    return f"{run_dir} is done; its winner is {result['winner']}. Report: {folder.report_html}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_every_problem_of_a_study_in_one_message(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ((), "give a study file, or --resume"),
-        ((DIGITS, "--address", "auto"), "--address auto"),
+        ((DIGITS, "--address", "auto"), "address: got 'auto'"),
         ((DIGITS, "--out", "s3://bucket/run"), "must be a folder, not a URI"),
         (("nowhere.yaml",), "nowhere.yaml"),
         (("--resume", "nowhere"), "not a run's folder"),

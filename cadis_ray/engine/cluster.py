@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from cadis_ray.errors import EnvironmentProblem
-from cadis_ray.interface.signals import raise_on_signals
+from cadis_ray.interface.signals import handlers, put_back
 from cadis_ray.study.sections import Resources
 
 SHUTDOWN_SECONDS = 8.0
@@ -19,11 +19,12 @@ SHUTDOWN_SECONDS = 8.0
 def cluster(address: str, resources: Resources) -> Iterator[None]:
     """A connection to the Ray cluster at ``address``; ``local`` starts one for this study alone and ends it afterwards.
 
-    SIGINT and SIGTERM raise ``Interrupted`` inside. Raises EnvironmentProblem where the cluster cannot be reached.
+    Signals are handled as before. Raises EnvironmentProblem where the cluster cannot be reached.
     """
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is said by us, once
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    before = handlers()
     try:
         if address == "local":
             ray.init(address="local", num_cpus=_local_cpus(resources), include_dashboard=False, **quiet)
@@ -31,7 +32,7 @@ def cluster(address: str, resources: Resources) -> Iterator[None]:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what can go wrong here
         raise EnvironmentProblem(f"Ray at {address!r} cannot be reached: {error}") from error
-    raise_on_signals()
+    put_back(before)  # Ray installs handlers of its own
     try:
         yield
     finally:

@@ -3,12 +3,13 @@
 import shlex
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cadis_ray.engine.study import run_study
+from cadis_ray.engine.study import finish_study
 from cadis_ray.errors import CadisError, ExitCode
 from cadis_ray.interface.progress import Progress
 from cadis_ray.interface.signals import Interrupted, interruption, raise_on_signals
@@ -28,40 +29,63 @@ TRACKING_SECONDS = 60.0
 INTERRUPTED_TRACKING_SECONDS = 2.0
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: the content of result.json; what came out, if all was done; what stopped it, if not."""
+
+    payload: dict[str, Any]
+    result: StudyResult | None
+    error: BaseException | None
+
+
 def run(study: Study, run_dir: Path, address: str) -> ExitCode:
-    """Run or resume the study; prints the tables and leaves result.json. Returns how it ended."""
+    """Run or resume the study as a command: prints the tables, or what stopped it. Returns how it ended."""
+    raise_on_signals()
+    ending = attempt(study, run_dir, address)
+    payload = ending.payload
+    if payload["exit_code"] == ExitCode.INTERNAL and not isinstance(ending.error, CadisError):
+        traceback.print_exception(ending.error)
+    if ending.result is not None:
+        uri = store.address(study, run_dir.resolve())
+        show(ending.result, store.without_secrets(uri, uri))
+    if payload["status"] != "done":
+        said = f"{payload['status']}: {payload['reason']}\nEverything counted is saved. Go on with:\n  "
+        print(said + payload["resume_command"], file=sys.stderr)
+    return ExitCode(payload["exit_code"])
+
+
+def attempt(study: Study, run_dir: Path, address: str) -> Ending:
+    """Run or resume the study and leave result.json, whatever happens; prints no more than its progress.
+
+    What ends the study early is in the Ending. Raises what keeps it from beginning: IntegrityError where another driver
+    holds the run or the ledger is damaged, EnvironmentProblem where the run cannot be locked.
+    """
     run_dir = run_dir.resolve()
     resume = f"python -m cadis_ray.tune --resume {shlex.quote(str(run_dir))}"
     payload: dict[str, Any] = {"status": "failed", "exit_code": 1, "reason": None, "resume_command": resume}
     result: StudyResult | None = None
+    problem: BaseException | None = None
     status, patience = "FAILED", INTERRUPTED_TRACKING_SECONDS
-    raise_on_signals()
     with RunLock(RunFolder(run_dir).lock), Ledger(RunFolder(run_dir).ledger) as ledger, Progress() as progress:
         outbox = Outbox(ledger.path, study, run_dir, progress.note)
         try:
-            result = run_study(study, run_dir, ledger, address, progress)
+            result = finish_study(study, run_dir, ledger, address, progress)
             write_report(result)
             payload |= verdict(study, result) | records(result)
             status, patience = "FINISHED", TRACKING_SECONDS
-        except CadisError as problem:
-            payload |= {"exit_code": int(problem.exit_code), "reason": str(problem)}
         except (Exception, Interrupted) as error:
-            if signal := interruption(error):
+            problem = error
+            if isinstance(error, CadisError):
+                payload |= {"exit_code": int(error.exit_code), "reason": str(error)}
+            elif signal := interruption(error):
                 payload |= {"status": "interrupted", "exit_code": signal.exit_code, "reason": str(signal)}
                 status = "KILLED"
             else:
                 payload |= {"reason": f"internal error, {type(error).__name__}: {error}"}
-                traceback.print_exc()
         finally:
             write_result(run_dir, payload)
             outbox.close(result, status, patience)
-    if result is not None:
-        uri = store.address(study, run_dir)
-        show(result, store.without_secrets(uri, uri))
-    if payload["status"] != "done":
-        ending = f"{payload['status']}: {payload['reason']}"
-        print(f"{ending}\nEverything counted is saved. Go on with:\n  {resume}", file=sys.stderr)
-    return ExitCode(payload["exit_code"])
+    return Ending(payload, result, problem)
 
 
 def verdict(study: Study, result: StudyResult) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from cadis_ray.study.folder import fingerprint, whole_fingerprint
 from cadis_ray.study.study import Study, configuration
 
 
-def run_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:
+def finish_study(study: Study, run_dir: Path, ledger: Ledger, address: str, progress: Progress) -> StudyResult:
     """Run or finish a study in ``run_dir``. Nothing that the ledger or the counts hold is done again.
 
     Raises EnvironmentProblem where the cluster can never hold ``resources``, and Interrupted on SIGINT and SIGTERM,

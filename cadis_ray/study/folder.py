@@ -1,9 +1,10 @@
 """The folder of a run: its name, which follows from the study, and the study in it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from cadis_ray.errors import UsageError
+from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.storage.files import write_whole
 from cadis_ray.storage.identity import former, identity
 from cadis_ray.storage.run_folder import RunFolder
@@ -59,3 +60,20 @@ def open_folder(study: Study, text: str, run_dir: Path) -> None:
         raise UsageError(f"{run_dir} exists and is not a run of this program; give another --out, or none")
     write_whole(files.study, text)
     write_whole(files.resolved, study.model_dump_json(indent=2) + "\n")
+
+
+def check_place(out: str | Path | None, address: str) -> None:
+    """Refuse a run's folder that is a URI, and a cluster that nobody named. Raises UsageError."""
+    if address == "auto":
+        raise UsageError("address: got 'auto', which takes whatever cluster is found; need 'local' or HOST:PORT")
+    if out is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(out)):
+        raise UsageError(f"out: got {out}; must be a folder, not a URI: it holds a SQLite file; mount what is shared")
+
+
+def done(run_dir: Path) -> dict[str, Any] | None:
+    """The content of result.json of a run that is done, else None: where it is damaged, the run is to write it anew."""
+    try:
+        result = RunFolder(run_dir).ending()
+    except IntegrityError:
+        return None
+    return result if result.get("status") == "done" else None
