@@ -43,6 +43,7 @@ def tune(
         raise UsageError("give a study file, or --resume RUN_DIR, and not both")
     if hardware and not dry_run:
         raise UsageError("--hardware: predicts what a study takes; give --dry-run with it")
+    from cadis_ray.storage.run_folder import RunFolder
     from cadis_ray.study import forecast
     from cadis_ray.study.folder import check_place, default_folder, done, open_folder
     from cadis_ray.study.load import load_study
@@ -65,7 +66,7 @@ def tune(
     if study is not None:
         open_folder(chosen, study.read_text(), run_dir)
     if result := done(run_dir):
-        print(f"{run_dir} is done; its winner is {result['winner']}. Report: {run_dir / 'report.html'}")
+        print(f"{run_dir} is done; its winner is {result['winner']}. Report: {RunFolder(run_dir).report_html}")
         return
     from cadis_ray.engine.run import run
 

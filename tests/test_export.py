@@ -1,7 +1,9 @@
 """A run's model as a folder: what loads from it classifies as the run's checkpoint does."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.optimiser import make_optimiser
 from cadis_ray.models.classifiers.classifier import load_classifier
 from cadis_ray.results.export.hub import write_hub_folder
-from cadis_ray.results.export.smoothed import load_smoothed
+from cadis_ray.results.export.smoothed import SmoothedClassifier
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
@@ -55,11 +57,25 @@ def test_safetensors(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     folder, logits = run
     export(folder, Target.SAFETENSORS, tmp_path / "out", "trial-0000")
     with torch.inference_mode():
-        assert torch.allclose(load_smoothed(tmp_path / "out").classifier(IMAGES), logits, atol=1e-5)
+        assert torch.allclose(SmoothedClassifier.load(tmp_path / "out").classifier(IMAGES), logits, atol=1e-5)
     assert "has not been certified" in (tmp_path / "out" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UsageError, match="exists; give another --out"):
         export(folder, Target.SAFETENSORS, tmp_path / "out", "trial-0000")
+
+
+def test_the_card_s_code_runs(run: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(run[0], Target.SAFETENSORS, tmp_path / "FOLDER", "trial-0000")
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (tmp_path / "FOLDER" / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert 'smoothed = cadis_ray.SmoothedClassifier.load(Path("FOLDER"))' in code
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["images"].shape == (1, 8, 8, 1)
+    assert names["found"].estimation.sum() == 10_000
+    assert names["classes"].shape == (1,)
 
 
 def test_the_layout_of_the_hub_loads_in_its_own_library(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
@@ -70,7 +86,7 @@ def test_the_layout_of_the_hub_loads_in_its_own_library(run: tuple[Path, torch.T
     with torch.inference_mode():
         assert torch.allclose(backbone(IMAGES), logits, atol=1e-5)
         assert torch.allclose(ours(IMAGES), logits, atol=1e-5)
-    assert load_smoothed(tmp_path / "out" / "smoothed").record["sigma"] == STUDY.base.sigma
+    assert SmoothedClassifier.load(tmp_path / "out" / "smoothed").record["sigma"] == STUDY.base.sigma
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: cadis-ray\n")
 
 

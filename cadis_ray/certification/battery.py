@@ -175,7 +175,7 @@ def run(
 def _finding(cell: Cell, ids: Tensor, seed: int) -> Finding:
     images = image().to(ids.device).expand(len(ids), *SHAPE)
     found = certify_images(
-        cell.classify, images, ids, sigma=SIGMA, n0=N0, n=N, alpha=ALPHA, seed=seed, num_classes=NUM_CLASSES,
+        cell.classify, images, ids=ids, sigma=SIGMA, n0=N0, n=N, alpha=ALPHA, seed=seed, num_classes=NUM_CLASSES,
         batch_size=BATCH_SIZE, block=BLOCK, denoise=cell.denoise,
     )  # fmt: skip
     false = int(((found.predict > 0) | (found.radius > cell.radius)).sum())

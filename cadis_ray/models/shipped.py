@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
-from cadis_ray.storage.references import shipped_config
 
 DIGITS = "package:digits_classifier.safetensors"
 
@@ -20,6 +19,4 @@ def digits(images: np.ndarray) -> np.ndarray:
 
 @cache
 def _digits() -> Classifier:
-    config = shipped_config(DIGITS)
-    assert config is not None
-    return load_classifier("timm", "vit_tiny_patch16_224", DIGITS, config, "half").requires_grad_(False)
+    return load_classifier("timm", "vit_tiny_patch16_224", DIGITS, normalise="half").requires_grad_(False)

@@ -44,11 +44,13 @@ def preflight(
     images: Tensor,
     denoise: Denoise,
     *,
-    num_classes: int,
+    num_classes: int | None,
     labels: Tensor | None = None,
     sigma: float | None = None,
-) -> None:
+) -> int:
     """Refuse a base classifier that no certificate can hold for, or that is dead. DataError says why.
+
+    Returns K, the number of its classes, which is ``num_classes`` unless that is None.
 
     ``images`` (N, C, H, W) in [0, 1]; ``classify`` and ``denoise`` as for ``sampling.sample_votes``; noise comes from
     the audit's stream. Refused are: modules in training mode; logits that are not (N, num_classes), not finite, or on
@@ -63,11 +65,13 @@ def preflight(
     _check_modes(classify, denoise)
     clean = torch.cat([classify(denoise(part, torch.zeros_like(part))).float() for part in images.split(SMALLEST)])
     _check_clean(clean, num_classes)
+    num_classes = clean.shape[1]
     _check_alone(classify, images, denoise, clean)
     if sigma is not None:
         _check_noise_first(images, denoise, sigma)
     if labels is not None:
         _check_labels(clean.argmax(dim=1), labels.to(clean.device), num_classes)
+    return num_classes
 
 
 def _check_modes(*functions: Callable[..., Any]) -> None:
@@ -87,8 +91,10 @@ def _modules(*functions: Callable[..., Any]) -> Iterator[nn.Module]:
             yield function
 
 
-def _check_clean(clean: Tensor, num_classes: int) -> None:
-    if clean.ndim != 2 or clean.shape[1] != num_classes:
+def _check_clean(clean: Tensor, num_classes: int | None) -> None:
+    if clean.ndim != 2 or clean.shape[1] < 2:
+        raise DataError(f"the classifier's logits are {tuple(clean.shape[1:])} an image, need (K,) with K >= 2 classes")
+    if num_classes is not None and clean.shape[1] != num_classes:
         raise DataError(f"the classifier's logits are {tuple(clean.shape[1:])} an image, the data has {num_classes} "
                         "classes")  # fmt: skip
     if dead := int((~clean.isfinite().all(dim=1)).sum()):

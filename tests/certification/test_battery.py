@@ -59,7 +59,7 @@ def test_a_prompt_is_sound_after_the_noise_and_before_it_is_refused_and_would_be
     monkeypatch.setattr(battery, "cells", lambda device: (before,))
     with pytest.raises(DataError, match=r"not a function of x \+ sigma"):
         flags(100, "dense")
-    monkeypatch.setattr(certifier, "preflight", lambda *_, **__: None)
+    monkeypatch.setattr(certifier, "preflight", lambda *_, num_classes, **__: num_classes)
     assert set("CM") <= set(flags(100, "dense"))
 
 
@@ -197,7 +197,7 @@ def test_batch_statistics_are_refused_and_would_be_seen(monkeypatch: Patch) -> N
     batch_statistics(monkeypatch)
     with pytest.raises(DataError, match="training mode"):
         flags(100, "tie")
-    monkeypatch.setattr(certifier, "preflight", lambda *_, **__: None)
+    monkeypatch.setattr(certifier, "preflight", lambda *_, num_classes, **__: num_classes)
     monkeypatch.setattr(battery, "BATCH_SIZE", battery.BLOCK)  # of one image, as in a loop over images
     assert "D" in flags(100, "tie")
 

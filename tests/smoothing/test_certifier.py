@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from cadis_ray.errors import DataError
-from cadis_ray.smoothing.bounds import max_radius
-from cadis_ray.smoothing.certifier import Certified, certify_images
+from cadis_ray.smoothing.bounds import max_radius, predict
+from cadis_ray.smoothing.certifier import Certified, certify_images, predict_images
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.smoothing.preflight import preflight
 
@@ -29,9 +30,9 @@ def linear(images: Tensor) -> Tensor:
     return torch.stack([score(images), -score(images), 0 * score(images) - 50], dim=1)
 
 
-def found(classify=linear, images: Tensor = IMAGES, ids: Tensor = IDS, **changes) -> Certified:
-    arguments = {"sigma": SIGMA, "n0": 20, "n": 90, "alpha": 0.05, "seed": 3, "num_classes": 3}
-    return certify_images(classify, images, ids, **(arguments | changes))
+def found(classify=linear, images: Tensor = IMAGES, ids: Tensor | None = IDS, **changes: Any) -> Certified:
+    arguments: dict[str, Any] = {"sigma": SIGMA, "n0": 20, "n": 90, "alpha": 0.05, "seed": 3, "num_classes": 3}
+    return certify_images(classify, images, ids=ids, **(arguments | changes))
 
 
 def test_equals_certify_by_hand() -> None:
@@ -110,7 +111,40 @@ def test_a_classifier_that_abstains_by_three_bands() -> None:
     assert (result.radius[result.predict == -1] == 0).all()
 
 
+def test_what_is_left_out_is_found() -> None:
+    expected, same = found(ids=torch.arange(3)), found(ids=None, num_classes=None)
+    assert np.array_equal(same.estimation, expected.estimation)
+    assert same.estimation.shape == (3, 4)
+    assert not np.array_equal(found(seed=None).estimation, found(seed=None).estimation)
+    three_lines = certify_images(linear, IMAGES, sigma=0.25)
+    assert (three_lines.selection.sum(axis=1) == 100).all()
+    assert (three_lines.estimation.sum(axis=1) == 10_000).all()
+    assert three_lines.radius.max() <= max_radius(10_000, 0.001, 0.25)
+
+
+def test_prediction_tests_the_classes_that_certify_selects_by() -> None:
+    arguments: dict[str, Any] = {"sigma": SIGMA, "alpha": 0.05, "seed": 3}
+    classes = predict_images(linear, IMAGES, n=90, ids=IDS, **arguments)
+    assert classes.tolist() == predict(found(n0=90).selection, 0.05).tolist()
+    assert predict_images(linear, IMAGES, n=3, **arguments).tolist() == [-1, -1, -1]  # 2 / 2**3 is above 5 %
+
+
 # --- refused ---
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n0": 0}, {"n": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"sigma": 0.0}, {"batch_size": 0}, {"block": 0},
+                {"seed": -1}, {"seed": 2**32}],
+)  # fmt: skip
+def test_arguments_out_of_range(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must|>="):
+        found(**changes)
+
+
+def test_logits_that_are_no_classes() -> None:
+    for classify in (score, lambda x: linear(x)[:, :1], lambda x: linear(x)[..., None]):
+        with pytest.raises(DataError, match=r"need \(K,\) with K >= 2"):
+            found(classify, num_classes=None)
 
 
 @pytest.mark.parametrize(

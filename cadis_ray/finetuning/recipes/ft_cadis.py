@@ -45,29 +45,40 @@ def ft_cadis_loss(
     selection_classifier: nn.Module | None = None,
     attack_classifier: nn.Module | None = None,
 ) -> Losses:
-    """L_SCE + lambda * L_MAdv of FT-CADIS (eq. 10); the defaults are the authors' program.
+    """Compute L_SCE + lambda * L_MAdv of FT-CADIS (eq. 10); the defaults are the authors' program.
 
-    ``clean`` x (B, C, H, W), ``denoised`` x_i (M, B, C, H, W), both in [-1, 1] and of one dtype; ``labels`` y
-    int64 (B,).
+    L_SCE (eq. 8) = 1/M sum of CE(f(x_i), y) over the selected x_i. L_MAdv (eq. 9) = max_i KL(target || f(x + eta*_i))
+    for the images of the mask, else 0; eta*: see ``adversarial_residuals``. Only masked images are attacked: without
+    batch normalisation and drop path, whose training mode sees the batch, the loss is that of attacking all of them.
 
-    - L_SCE (eq. 8) = 1/M sum of CE(f(x_i), y) over the selected x_i. ``select``: those with arg max f(x_i) =
-      y, all, or those with softmax f(x_i)[y] >= ``confidence``. ``warm_start``: if none of an image's is
-      selected, its lowest CE counts.
-    - L_MAdv (eq. 9) = max_i KL(target || f(x + eta*_i)) for images whose M arg maxes are all y (``mask``; for
-      every image with "none"), else 0. ``target``: mean_i softmax f(x_i), through which the gradient flows
-      unless ``detach_target``, or the label. ``reduction``: max or mean over i. eta*: see
-      ``adversarial_residuals``, with ``attack_radius`` (epsilon, on the [-1, 1] scale), ``attack_steps`` (T)
-      and ``renormalise``.
+    Args:
+        classifier: f: images in [-1, 1] -> logits (B, K).
+        clean: x (B, C, H, W), in [-1, 1].
+        denoised: x_i (M, B, C, H, W), in [-1, 1] and of the dtype of ``clean``.
+        labels: y int64 (B,).
+        adv_weight: lambda >= 0; 0 does no adversarial work.
+        attack_radius: epsilon >= 0, l2 on the [-1, 1] scale.
+        attack_steps: T >= 0.
+        renormalise: As in ``adversarial_residuals``.
+        warm_start: If none of an image's x_i is selected, its lowest CE counts.
+        detach_target: Whether no gradient flows through the target.
+        select: Those with arg max f(x_i) = y; all; or those with softmax f(x_i)[y] >= ``confidence``.
+        confidence: In [0, 1].
+        mask: Images whose M arg maxes are all y; "none": every image.
+        target: mean_i softmax f(x_i), or the label.
+        reduction: max or mean over i.
+        selection_classifier: Decides selection and mask instead of ``classifier`` (table 4: a copy of the
+            off-the-shelf model).
+        attack_classifier: The bare module where ``classifier`` is wrapped for data parallelism. All but the first
+            forward pass goes through it: whether there is a second differs between workers, and the wrapper's forward
+            exchanges buffers.
 
-    ``adv_weight`` is lambda; 0 does no adversarial work. ``selection_classifier``, where given, decides
-    selection and mask instead of ``classifier`` (table 4: a copy of the off-the-shelf model).
-    ``attack_classifier``: the bare module where ``classifier`` is wrapped for data parallelism. All but the
-    first forward pass goes through it: whether there is a second differs between workers, and the wrapper's
-    forward exchanges buffers.
+    Returns:
+        Means over the batch, as scalars; call ``backward`` on ``total``.
 
-    Only masked images are attacked: without batch normalisation and drop path, whose training mode sees the
-    batch, the loss is that of attacking all of them. Raises DataError for images outside [-1, 1] or not
-    finite, and ValueError for shapes that do not fit.
+    Raises:
+        DataError: Images are outside [-1, 1] or not finite.
+        ValueError: Shapes do not fit.
     """
     _check(clean, denoised, labels)
     num_noises, num_images = denoised.shape[:2]

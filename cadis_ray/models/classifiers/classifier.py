@@ -15,7 +15,7 @@ from cadis_ray.errors import DataError, UsageError
 from cadis_ray.models.checkpoints import load_strictly, read_state
 from cadis_ray.models.classifiers.hub import folder_weights, hub_folder
 from cadis_ray.models.classifiers.resnet import MEAN, SIZE, STD, make_resnet
-from cadis_ray.storage.references import HUB, LOCAL
+from cadis_ray.storage.references import HUB, LOCAL, shipped_config
 
 Library = Literal["timm", "transformers", "resnet"]
 Normalise = Literal["own", "half"]
@@ -62,33 +62,42 @@ class Classifier(nn.Module):
 def load_classifier(
     library: Library,
     name: str,
-    checkpoint: str | None,
-    config: dict[str, Any],
-    normalise: Normalise,
+    checkpoint: str | None = None,
+    config: dict[str, Any] | None = None,
+    normalise: Normalise = "own",
     *,
     download: bool = False,
     prefix: str = "",
 ) -> Classifier:
-    """A classifier on the CPU, in evaluation mode, ready for ``add_lora`` or full fine-tuning.
+    """Load a classifier: float images (B, C, H, W) in [-1, 1] -> logits (B, K), in evaluation mode, on the CPU.
 
-    ``name``: timm's; a model type of transformers ("vit"); "resnet110" and its kin (``models.resnet``). For timm and
-    transformers also a folder laid out as on the Hugging Face hub, ``local-dir:FOLDER``, or the hub's own name,
-    ``hf-hub:OWNER/NAME[@REVISION]`` (transformers: OWNER/NAME will do), found in the local cache. These bring their
-    weights; so does a name of timm with ``download``. Nothing is downloaded without it.
+    It is ready for ``add_lora`` or full fine-tuning. Resizing is ours, whatever a folder says.
 
-    ``checkpoint``: file of the backbone's weights (safetensors, or a pickle of tensors), instead of the name's. Keys
-    and shapes must agree, after ``prefix`` was taken from every key ("1." of Cohen et al.'s, "module." of data
-    parallelism). Without any weights the initialisation is random. ``config``: keyword arguments of timm's
-    constructor (``num_classes``, ``img_size``, ``drop_path_rate`` ...), entries of transformers' configuration
-    (``num_labels``, ``image_size`` ...), ``num_classes`` and ``in_chans`` of resnet.
+    Args:
+        library: timm, transformers or resnet.
+        name: timm's; a model type of transformers ("vit"); "resnet110" and its kin (``models.classifiers.resnet``).
+            For timm and transformers also a folder laid out as on the Hugging Face hub, ``local-dir:FOLDER``, or the
+            hub's own name, ``hf-hub:OWNER/NAME[@REVISION]`` (transformers: OWNER/NAME will do), found in the local
+            cache. These bring their weights; so does a name of timm with ``download``.
+        checkpoint: File of the backbone's weights (safetensors, or a pickle of tensors), instead of the name's;
+            ``package:FILE`` of one that ships with this package. Keys and shapes must agree. Without any weights the
+            initialisation is random.
+        config: Keyword arguments of timm's constructor (``num_classes``, ``img_size``, ``drop_path_rate`` ...), entries
+            of transformers' configuration (``num_labels``, ``image_size`` ...), ``num_classes`` and ``in_chans`` of
+            resnet. None: those of the shipped checkpoint, else no arguments.
+        normalise: "own" takes mean and std of timm's pretrained configuration, of the folder's
+            preprocessor_config.json, or those of CIFAR-10 for resnet, and 0.5 where images have another number of
+            channels than these; "half" takes 0.5, as the FT-CADIS runs did.
+        download: Whether weights may come from the hub. Nothing is downloaded otherwise.
+        prefix: Taken from every key of the checkpoint ("1." of Cohen et al.'s, "module." of data parallelism).
 
-    ``normalise``: "own" takes mean and std of timm's pretrained configuration, of the folder's
-    preprocessor_config.json, or those of CIFAR-10 for resnet, and 0.5 where images have another number of channels
-    than these; "half" takes 0.5, as the FT-CADIS runs did. Resizing is ours, whatever the folder says.
-
-    Raises UsageError for an unknown model or an argument it does not take, DataError for a folder that is not there
-    or a checkpoint that does not fit, EnvironmentProblem where a download fails.
+    Raises:
+        UsageError: An unknown model, or an argument that it does not take.
+        DataError: A folder is not there, or a checkpoint does not fit.
+        EnvironmentProblem: A download fails.
     """
+    if config is None:
+        config = (shipped_config(checkpoint) if checkpoint else None) or {}
     try:
         load = {"timm": _timm, "transformers": _transformers, "resnet": _resnet}[library]
     except KeyError:

@@ -15,7 +15,7 @@ from cadis_ray.models.checkpoints import load_strictly, read_state
 from cadis_ray.models.denoisers.architecture import architecture
 from cadis_ray.models.denoisers.schedule import Schedule, make_schedule
 from cadis_ray.models.denoisers.unet import Folded, UNet
-from cadis_ray.storage.references import resolve
+from cadis_ray.storage.references import resolve, shipped_config
 
 Mode = Literal["diffusion", "pixel"]
 
@@ -168,13 +168,23 @@ def load_denoiser(
     checkpoint: str | Path | None = None,
     config: dict[str, Any] | None = None,
 ) -> Denoiser:
-    """A frozen denoiser in evaluation mode, on the CPU.
+    """Load a denoiser: frozen, in evaluation mode, on the CPU.
 
-    ``family`` improved_diffusion or guided_diffusion: ``checkpoint`` is OpenAI's ``.pt``, unchanged, a ``.safetensors``
-    with the same keys, or None for random weights; ``config`` as in ``make_denoiser``. ``diffusers``: ``checkpoint`` is
-    the folder of a UNet2DModel pipeline. Raises UsageError for a wrong config, DataError for refused weights,
-    EnvironmentProblem where diffusers is not installed.
+    Args:
+        family: improved_diffusion, guided_diffusion (OpenAI's programs) or diffusers.
+        checkpoint: Of the first two, OpenAI's ``.pt``, unchanged, a ``.safetensors`` with the same keys,
+            ``package:FILE`` of one that ships with this package, or None: random weights. Of diffusers, the folder of a
+            UNet2DModel pipeline.
+        config: Arguments of OpenAI's program. None: those of the shipped checkpoint, else of the released model.
+            Diffusers takes none.
+
+    Raises:
+        UsageError: A wrong family or config, with every wrong argument.
+        DataError: The weights are not there, or do not fit.
+        EnvironmentProblem: diffusers is not installed.
     """
+    if config is None and checkpoint is not None:
+        config = shipped_config(str(checkpoint))
     if family == "diffusers":
         if checkpoint is None or config is not None:
             raise UsageError("the family diffusers takes a pipeline's folder as checkpoint, and no config")

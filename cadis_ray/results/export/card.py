@@ -10,11 +10,14 @@ from cadis_ray.results.study import StudyResult
 
 USE = """```python
 from pathlib import Path
-from cadis_ray.results.export.smoothed import load_smoothed
+import cadis_ray
+import numpy as np
 
-smoothed = load_smoothed(Path("FOLDER"))
-found = smoothed.certify(images, n0=100, n=10_000, alpha=0.001)  # (N, H, W, C), uint8 or floating in [0, 1]
-found.predict, found.radius, found.selection, found.estimation
+smoothed = cadis_ray.SmoothedClassifier.load(Path("FOLDER"))
+images = np.zeros({shape}, np.uint8)  # yours: (N, H, W, C), uint8 or floating in [0, 1]
+classes = smoothed.predict(images, n=1000, alpha=0.001)  # -1: it abstains
+found = smoothed.certify(images, n0=100, n=10_000, alpha=0.001)
+found.predict, found.radius, found.p_a_lower, found.selection, found.estimation
 ```"""
 MEANING = """A certificate (class, radius R) says: the smoothed classifier answers this class for every image closer
 than R in l2 distance, on pixels in [0, 1]. Each is false with probability at most alpha. It is void for images that
@@ -54,4 +57,6 @@ def model_card(result: StudyResult, name: str, record: Mapping[str, Any]) -> str
         parts += [f"**{markdown(table.title)}**", to_markdown(table).rstrip()]
     else:
         parts.append("This model has not been certified; the search only estimated it.")
-    return "\n\n".join([*parts, MEANING, "## Use", USE]) + "\n"
+    channels, height, width = record["image_shape"] or (record["channels"], 32, 32)
+    use = USE.format(shape=(1, height, width, channels))
+    return "\n\n".join([*parts, MEANING, "## Use", use]) + "\n"

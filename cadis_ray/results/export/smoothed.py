@@ -1,9 +1,9 @@
 """A smoothed classifier as a folder that depends on nothing else: weights as safetensors, all other as JSON."""
 
 import json
-import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cadis_ray.data.sources import image_shape
@@ -23,7 +23,7 @@ from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
 from cadis_ray.models.classifiers.hub import DESCRIPTIONS, hub_folder
 from cadis_ray.models.denoisers.diffusion import Denoiser, load_denoiser
 from cadis_ray.results.export.hub import hub_state
-from cadis_ray.smoothing.certifier import Certified, certify_images
+from cadis_ray.smoothing.certifier import Certified, certify_images, predict_images
 from cadis_ray.storage.files import digest
 from cadis_ray.storage.provenance import versions
 from cadis_ray.storage.references import LOCAL
@@ -34,12 +34,32 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Smoothed:
-    """A smoothed classifier: both networks and ``record``, the content of smoothed.json."""
+class SmoothedClassifier:
+    """A smoothed classifier: both networks and ``record``, the content of smoothed.json.
+
+    Its images are (N, H, W, C), uint8 or floating in [0, 1]; its radii are l2 on [0, 1] pixels.
+    """
 
     classifier: Classifier
     denoiser: Denoiser
     record: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> "SmoothedClassifier":
+        """Load a folder that ``python -m cadis_ray.export RUN --to safetensors`` wrote, in evaluation mode.
+
+        ``device``: as PyTorch names it. Raises DataError for a folder that is not whole.
+        """
+        folder = Path(folder)
+        record = _read_record(folder)
+        made, denoising = record["classifier"], record["denoiser"]
+        name = f"{LOCAL}{folder / LAYOUT}" if made["name"] == LOCAL + LAYOUT else made["name"]
+        classifier = load_classifier(
+            made["library"], name, str(folder / CLASSIFIER), made["config"], made["normalise"]
+        ).requires_grad_(False)  # fmt: skip
+        weights = folder / (PIPELINE if denoising["family"] == "diffusers" else DENOISER)
+        denoiser = load_denoiser(denoising["family"], weights, denoising["config"])
+        return cls(classifier.to(device), denoiser.to(device), record)
 
     def certify(
         self,
@@ -52,26 +72,70 @@ class Smoothed:
         seed: int | None = None,
         batch_size: int = 256,
     ) -> Certified:
-        """CERTIFY of ``images`` (N, H, W, C), uint8 or floating in [0, 1], on the device of the classifier.
+        """Certify images by CERTIFY (Cohen et al. 2019): classes with radii, -1 and 0.0 where it abstains.
 
-        ``ids`` (N,) integers in [0, 2**32), all different, address the noise; None: 0 to N - 1. ``seed`` in [0, 2**32)
-        is the noise's root, None: a fresh one from the system's randomness. The counts are those of a study for the
-        same ids and seed, but for float32 rounding between machines. Radii are l2 on [0, 1] pixels.
+        The counts are those of a study for the same ids and seed, but for float32 rounding between machines. A
+        certificate speaks of this classifier with these weights and this noise only; ``smoothing.certifier``'s
+        ``certify_images`` says what voids it.
 
-        A certificate speaks of this classifier with these weights and this noise only. It is void if images were
-        chosen by someone who knew (seed, ids), and of several answers if the best one is kept. Raises DataError for
-        other images, ValueError for arguments out of their ranges.
+        Args:
+            images: (N, H, W, C), uint8 or floating in [0, 1].
+            ids: (N,) integers in [0, 2**32), all different: addresses of the images' noise. None: 0 to N - 1.
+            n0: Samples an image that select the class, >= 1.
+            n: Other samples an image that bound its probability, >= 1.
+            alpha: Probability with which one image's certificate may be false, in (0, 1).
+            seed: Root of the noise, in [0, 2**32). None: a fresh one from the system's randomness.
+            batch_size: Samples at a time, >= 1; changes no count.
+
+        Raises:
+            DataError: The images are of another type or shape, or not in [0, 1].
+            ValueError: An argument is out of its range.
         """
+        with self._sampled(images, ids, seed, batch_size) as (pixels, settings):
+            return certify_images(self.classifier, pixels, n0=n0, n=n, alpha=alpha, **settings)
+
+    def predict(
+        self,
+        images: ArrayLike,
+        n: int,
+        alpha: float,
+        *,
+        ids: ArrayLike | None = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+    ) -> NDArray[np.int64]:
+        """Predict classes by PREDICT (Cohen et al. 2019): int64 (N,), -1 where it abstains. It gives no radius.
+
+        Another class than the smoothed classifier's is returned with probability at most ``alpha`` an image.
+
+        Args:
+            images: As of ``certify``.
+            n: Samples an image, >= 1; those that ``certify`` selects the class by, for the same ids and seed.
+            alpha: In (0, 1).
+            ids: As of ``certify``.
+            seed: As of ``certify``.
+            batch_size: As of ``certify``.
+
+        Raises:
+            DataError: The images are of another type or shape, or not in [0, 1].
+            ValueError: An argument is out of its range.
+        """
+        with self._sampled(images, ids, seed, batch_size) as (pixels, settings):
+            return predict_images(self.classifier, pixels, n=n, alpha=alpha, **settings)
+
+    @contextmanager
+    def _sampled(
+        self, images: ArrayLike, ids: ArrayLike | None, seed: int | None, batch_size: int
+    ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Give the images on the networks' device and how they are sampled, in the record's precision."""
         device = next(self.denoiser.parameters()).device
         pixels = as_tensor(images, self.record["image_shape"], self.record["channels"]).to(device)
-        addresses = torch.arange(len(pixels)) if ids is None else torch.as_tensor(np.asarray(ids, np.int64))
-        bf16 = self.record["precision"] == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return certify_images(
-                self.classifier, pixels, addresses, sigma=self.record["sigma"], n0=n0, n=n, alpha=alpha,
-                seed=secrets.randbits(32) if seed is None else seed, num_classes=self.record["classes"],
-                denoise=partial(self.denoiser.denoise, mode=self.record["noise"]), batch_size=batch_size,
-            )  # fmt: skip
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.record["precision"] == "bf16"):
+            yield pixels, {
+                "sigma": self.record["sigma"], "num_classes": self.record["classes"],
+                "ids": None if ids is None else torch.as_tensor(np.asarray(ids, np.int64)), "seed": seed,
+                "denoise": partial(self.denoiser.denoise, mode=self.record["noise"]), "batch_size": batch_size,
+            }  # fmt: skip
 
 
 def as_tensor(images: ArrayLike, shape: list[int] | None, channels: int) -> Tensor:
@@ -150,8 +214,8 @@ def save_smoothed(
     return record
 
 
-def load_smoothed(folder: Path, device: str = "cpu") -> Smoothed:
-    """The smoothed classifier of a folder, in evaluation mode. Raises DataError for a folder that is not whole."""
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The content of smoothed.json, once every file has the hash that stands in it. Raises DataError otherwise."""
     try:
         record = json.loads((folder / RECORD).read_text())
         hashes = record["sha256"]
@@ -162,14 +226,7 @@ def load_smoothed(folder: Path, device: str = "cpu") -> Smoothed:
     for name, expected in hashes.items():
         if not (folder / name).exists() or digest(folder / name) != expected:
             raise DataError(f"{folder / name}: missing or damaged: its SHA-256 is not the one in {RECORD}")
-    made, denoising = record["classifier"], record["denoiser"]
-    name = f"{LOCAL}{folder / LAYOUT}" if made["name"] == LOCAL + LAYOUT else made["name"]
-    classifier = load_classifier(
-        made["library"], name, str(folder / CLASSIFIER), made["config"], made["normalise"]
-    ).requires_grad_(False)  # fmt: skip
-    weights = folder / (PIPELINE if denoising["family"] == "diffusers" else DENOISER)
-    denoiser = load_denoiser(denoising["family"], weights, denoising["config"])
-    return Smoothed(classifier.to(device), denoiser.to(device), record)
+    return record
 
 
 def _bare_hub_name(configuration: Configuration) -> bool:

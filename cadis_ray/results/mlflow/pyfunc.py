@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 from cadis_ray.errors import UsageError
-from cadis_ray.results.export.smoothed import RECORD, Smoothed, load_smoothed
+from cadis_ray.results.export.smoothed import RECORD, SmoothedClassifier
 from cadis_ray.results.mlflow.store import quiet
 
 ARTIFACT, CARD = "smoothed", "card"
@@ -53,15 +53,15 @@ SIGNATURE = ModelSignature(
 class SmoothedModel(PythonModel):
     """Images (N, H, W, C), uint8 or floating in [0, 1], to a frame of N rows: predict, radius, p_a_lower, counts."""
 
-    smoothed: Smoothed
+    smoothed: SmoothedClassifier
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.smoothed = load_smoothed(Path(context.artifacts[ARTIFACT]))
+        self.smoothed = SmoothedClassifier.load(context.artifacts[ARTIFACT])
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """``Smoothed.certify`` with ``n0``, ``n``, ``alpha``, ``seed`` (-1: fresh), ``ids`` (none: 0, 1, ...)."""
+        """Certify images with ``n0``, ``n``, ``alpha``, ``seed`` (-1: fresh) and ``ids`` (none: 0, 1, ...)."""
         given = {"n0": 100, "n": 10_000, "alpha": 0.001, "seed": FRESH, "ids": []} | (params or {})
         ids, seed = np.asarray(given["ids"], np.int64), int(given["seed"])
         found = self.smoothed.certify(

@@ -74,7 +74,10 @@ class Run:
 
 
 def load(run_dir: str | Path) -> Run:
-    """Read the run in a folder, finished or not. UsageError where there is none, IntegrityError for a damaged one."""
+    """Read the run in the folder ``run_dir``, finished or not: no Ray, no network.
+
+    Raises UsageError where there is none, IntegrityError for a damaged one.
+    """
     run_dir = Path(run_dir)
     study = read_study(run_dir)
     with RunFolder(run_dir).open_ledger() as ledger:

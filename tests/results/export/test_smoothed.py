@@ -8,7 +8,8 @@ import pytest
 from cadis_ray.certification.counting import Count
 from cadis_ray.certification.request import Model, Request, certified_images
 from cadis_ray.errors import DataError, UsageError
-from cadis_ray.results.export.smoothed import Smoothed, as_tensor, load_smoothed, save_smoothed
+from cadis_ray.results.export.smoothed import SmoothedClassifier, as_tensor, save_smoothed
+from cadis_ray.smoothing.bounds import predict
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import changed
@@ -26,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def smoothed(folder: Path) -> Smoothed:
-    return load_smoothed(folder)
+def smoothed(folder: Path) -> SmoothedClassifier:
+    return SmoothedClassifier.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def engine_votes(seed: int) -> dict[Stream, np.ndarray]:
     return {s: next(iter(count(item | {"stream": int(s), "size": n})))["votes"][0] for s, n in sizes.items()}
 
 
-def test_counts_are_the_engines(smoothed: Smoothed) -> None:
+def test_counts_are_the_engines(smoothed: SmoothedClassifier) -> None:
     test, _ = certified_images(BASE)
     images = test.images.numpy().transpose(0, 2, 3, 1)
     found = smoothed.certify(images, test.ids.numpy(), n0=20, n=100, alpha=0.001, seed=3)
@@ -62,7 +63,15 @@ def test_counts_are_the_engines(smoothed: Smoothed) -> None:
     assert not np.array_equal(found.estimation, engine_votes(4)[Stream.ESTIMATION])
 
 
-def test_bytes_and_floats_agree(smoothed: Smoothed) -> None:
+def test_prediction_abstains_where_the_votes_are_too_few(smoothed: SmoothedClassifier) -> None:
+    test, _ = certified_images(BASE)
+    images = test.images.numpy().transpose(0, 2, 3, 1)
+    found = smoothed.certify(images, n0=100, n=10, alpha=0.001, seed=3)
+    assert smoothed.predict(images, 100, 0.001, seed=3).tolist() == predict(found.selection, 0.001).tolist()
+    assert smoothed.predict(images, 2, 0.001).tolist() == [-1] * 5
+
+
+def test_bytes_and_floats_agree(smoothed: SmoothedClassifier) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     arguments = {"n0": 10, "n": 60, "alpha": 0.01, "seed": 1}
     of_bytes, of_floats = smoothed.certify(images, **arguments), smoothed.certify(images / 255, **arguments)
@@ -98,4 +107,4 @@ def test_the_folder_holds_no_pickle_and_is_checked(folder: Path, tmp_path: Path)
     weights = tmp_path / "denoiser.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(DataError, match="damaged"):
-        load_smoothed(tmp_path)
+        SmoothedClassifier.load(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadis_ray.results.export.smoothed import load_smoothed, save_smoothed
+from cadis_ray.results.export.smoothed import SmoothedClassifier, save_smoothed
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import changed
 from tests.helpers.places import DIGITS
@@ -46,7 +46,9 @@ def test_loaded_elsewhere_it_counts_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert Path(answer["from"]).is_relative_to(tmp_path / "model")
-    here = load_smoothed(tmp_path / "smoothed").certify(images, [7, 1, 5, 3, 9], n0=20, n=100, alpha=0.001, seed=3)
+    here = SmoothedClassifier.load(tmp_path / "smoothed").certify(
+        images, [7, 1, 5, 3, 9], n0=20, n=100, alpha=0.001, seed=3
+    )
     assert answer["found"]["selection"] == here.selection.tolist()
     assert answer["found"]["estimation"] == here.estimation.tolist()
     assert answer["found"]["radius"] == here.radius.tolist()
