@@ -47,7 +47,7 @@ def tune(
     from cadis_ray.study import forecast
     from cadis_ray.study.folder import check_place, default_folder, done, open_folder
     from cadis_ray.study.load import load_study
-    from cadis_ray.study.plan import lines, plan
+    from cadis_ray.study.plan import lines
     from cadis_ray.study.study import read_study
 
     check_place(out, address)
@@ -58,7 +58,7 @@ def tune(
         assert resume is not None
         chosen, run_dir = read_study(resume), resume
     if dry_run:
-        told = lines(plan(chosen))
+        told = lines(chosen)
         if hardware:
             told += forecast.lines(forecast.forecast(chosen, *forecast.parse_hardware(hardware)))
         print("\n".join([*told, f"run folder: {run_dir}"]))

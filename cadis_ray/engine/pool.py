@@ -18,7 +18,7 @@ from cadis_ray.interface.progress import Progress
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.settings import schedule
 from cadis_ray.storage.files import write_atomically
-from cadis_ray.study.plan import plan
+from cadis_ray.study.plan import training_set
 from cadis_ray.study.sections import Resources
 from cadis_ray.study.study import Study, max_epochs, max_num_noises
 
@@ -53,7 +53,7 @@ def make_pool(study: Study, folder: Path, progress: Progress) -> Pool:
     trials, and evicted where they lie here: trials read the first epochs most, because some are stopped early.
     """
     noises, samples = max_num_noises(study), max(schedule(study.base.validation.samples))
-    kept = plan(study).pool_epochs
+    kept = training_set(study).pooled
     draws = [[(Stream.TRAINING, (epoch << EPOCH_BITS) + index) for index in range(noises)] for epoch in range(kept)]
     counted = [(Stream.SEARCH, sample) for sample in range(samples)]
     wanted = [*chain(*draws), *counted]

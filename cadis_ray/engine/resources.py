@@ -7,7 +7,6 @@ import ray.util
 
 from cadis_ray.study.sections import Resources
 
-CHECKPOINTS = 3  # the ledger may know the last epoch's or the one's before, and between them one may be interrupted
 # A trial with workers only waits: they book their CPUs and GPUs in a placement group of their own.
 DRIVER = {"CPU": 0.01}
 

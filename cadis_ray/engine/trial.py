@@ -15,7 +15,8 @@ import ray.util
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
-from cadis_ray.engine.resources import CHECKPOINTS, Pool, worker_bundle
+from cadis_ray.engine.resources import Pool, worker_bundle
+from cadis_ray.storage.run_folder import CHECKPOINTS
 from cadis_ray.study.study import Study
 
 # Without limits a trial whose workers find no place, or whose nodes are taken away again and again, never ends.

@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 
 from cadis_ray.data import Split, load
-from cadis_ray.engine.resources import CHECKPOINTS, Pool
+from cadis_ray.engine.resources import Pool
 from cadis_ray.finetuning.batch import BEGINNING, NonFiniteLoss, Standing
 from cadis_ray.finetuning.checkpoint import save_checkpoint
 from cadis_ray.finetuning.inputs import Denoised, Denoising, Filed, Fresh, make_denoising
@@ -27,6 +27,7 @@ from cadis_ray.models.sharding import shard
 from cadis_ray.search.trials import estimate_from
 from cadis_ray.storage.files import write_atomically
 from cadis_ray.storage.packing import pack
+from cadis_ray.storage.run_folder import CHECKPOINTS
 from cadis_ray.study.sections import Resources
 from cadis_ray.study.study import Study, configuration
 

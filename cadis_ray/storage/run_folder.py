@@ -10,6 +10,8 @@ from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.storage.ledger import Ledger
 
 TRAINING = "training"
+# Kept of a trial: the ledger may know the last epoch's or the one's before, and between them one may be interrupted.
+CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,18 @@
-"""What a study takes on given hardware: hours, storage and price, from counts of operations and reached rates."""
+"""What a plan takes on given hardware: hours, storage and price, from its stages' counts and reached rates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
+from statistics import fmean
 from typing import NamedTuple
 
 from cadis_ray.errors import UsageError
-from cadis_ray.finetuning.configuration import Configuration
-from cadis_ray.finetuning.settings import FineTuning
 from cadis_ray.smoothing.settings import schedule
-from cadis_ray.study.plan import Plan, plan
+from cadis_ray.study.plan import Stage, plan, training, training_set, validation
 from cadis_ray.study.sections import Resources
-from cadis_ray.study.study import Study, configuration, trial_values
+from cadis_ray.study.study import Study, baselines, trial_values, trial_with
 
 STATED = (0.2, 0.5)  # of the peak, where nothing was measured: what vision networks reach with and without care
-STATE_BYTES = 3 * 4  # a weight and AdamW's two moments, in a checkpoint
-CHECKPOINTS = 2  # kept of a trial
 START_SECONDS, STAGE_SECONDS = 15.0, 10.0  # of Ray; of the processes of a stage, until they have imported torch
 TRIAL_SECONDS = {False: 2.0, True: 18.0}  # between trials: in its own process; with workers
 
@@ -25,6 +22,15 @@ class Range(NamedTuple):
 
     low: float
     high: float
+
+    @classmethod
+    def of(cls, combine: Callable[[Iterable[float]], float], ranges: Iterable["Range"]) -> "Range":
+        """Combine all low ends, and all high ends: ``sum``, ``max`` or ``prod``."""
+        return cls(*map(combine, zip(*ranges, strict=True)))
+
+    def over(self, divisor: float, more: float = 0) -> "Range":
+        """Divide both ends, and add ``more``."""
+        return Range(self.low / divisor + more, self.high / divisor + more)
 
 
 class Hardware(NamedTuple):
@@ -56,8 +62,8 @@ HARDWARE = {
 }
 
 
-class Stage(NamedTuple):
-    """``busy`` unit-seconds of computing, ``wall`` seconds with what is not computing, on ``units`` at a time."""
+class Timing(NamedTuple):
+    """A stage's ``busy`` unit-seconds of computing, and ``wall`` seconds with all else, on ``units`` at a time."""
 
     name: str
     busy: Range
@@ -71,28 +77,28 @@ class Forecast:
 
     kind: str
     count: int
-    stages: tuple[Stage, ...]
+    stages: tuple[Timing, ...]
     storage: dict[str, int]
     gflops: tuple[float, float]
 
     @property
     def hours(self) -> Range:
         """Unit-hours of computing."""
-        return Range(*(sum(stage.busy[end] for stage in self.stages) / 3600 for end in (0, 1)))
+        return Range.of(sum, (stage.busy for stage in self.stages)).over(3600)
 
     @property
     def wall(self) -> Range:
         """Hours by the clock."""
-        return Range(*((START_SECONDS + sum(stage.wall[end] for stage in self.stages)) / 3600 for end in (0, 1)))
+        return Range.of(sum, (stage.wall for stage in self.stages)).over(3600, START_SECONDS / 3600)
 
     @property
     def price(self) -> Range:
         """USD: all units from the start to the end, at the lowest price and shortest time and the other way round."""
-        return Range(*(self.wall[end] * self.count * HARDWARE[self.kind].price[end] for end in (0, 1)))
+        return Range.of(prod, (self.wall, HARDWARE[self.kind].price)).over(1 / self.count)
 
 
 def parse_hardware(text: str) -> tuple[str, int]:
-    """``h200=8`` -> ("h200", 8). Raises UsageError with the kinds there are."""
+    """Read ``h200=8`` as ("h200", 8). Raises UsageError with the kinds there are."""
     kind, _, count = text.partition("=")
     if kind not in HARDWARE or not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--hardware: got {text!r}; need KIND=COUNT, with KIND one of {', '.join(HARDWARE)}: h200=8")
@@ -108,66 +114,42 @@ def forecast(study: Study, kind: str, count: int) -> Forecast:
     """
     from cadis_ray.study.flops import flops_of  # torch takes seconds to import
 
-    base, resources, counted = study.base, study.resources, plan(study)
-    units = _units(resources, kind)
-    places = {key: int(count // need) for key, need in units.items()}
-    for key, need in units.items():
-        if not places[key]:
-            raise UsageError(f"--hardware {kind}={count}: one {key} of the study's resources needs {need:g} of them")
+    base, resources, rates, images = study.base, study.resources, HARDWARE[kind], training_set(study)
+    trial, actor = _units(resources, kind, count)
+    abreast, actors = min(resources.concurrent_trials, count // trial), min(resources.actors, count // actor) * actor
     adapter = "full" if "full" in trial_values(study, "finetuning.adapter") else base.finetuning.adapter
-    widest = base.model_copy(update={"finetuning": base.finetuning.model_copy(update={"adapter": adapter})})
-    flops, rates = flops_of(widest, counted.image_shape), HARDWARE[kind]
+    flops = flops_of(trial_with(study, fmean, adapter=adapter), images.shape)
 
-    def seconds(operations: float, precision: str) -> Range:
-        return Range(*(operations / rate for rate in getattr(rates, precision)))
+    def busy(stage: Stage, classifier: str = "float32", denoiser: str = "float32") -> Range:
+        denoised, classified = stage.denoiser_calls * flops.denoiser, stage.classifier_calls.worth * flops.classifier
+        reached = zip(getattr(rates, denoiser), getattr(rates, classifier), strict=True)
+        return Range(*(denoised / one + classified / other for one, other in reached))
 
-    actors, trials = min(resources.actors, places["actor"]), min(resources.concurrent_trials, places["trial"])
-    pool = seconds(counted.pool_images * flops.denoiser, "float32")
-    each = [
-        _sum(
-            seconds(_training(chosen, counted.train_images) * flops.classifier, chosen.finetuning.precision),
-            seconds(_validation(chosen) * flops.classifier, "float32"),
-            seconds(_denoising(chosen.finetuning, counted) * flops.denoiser, "float32"),
-        )
-        for chosen in _trials(study)
-    ]
-    samples = counted.certification_passes // counted.certified_models
-    voters = sum(map(_calls_a_vote, [base, *(configuration(study, changes) for changes in study.baselines.values())]))
-    first = counted.recount_passes * min(schedule(study.finalists.samples)) / counted.recount_samples
-    # One pass of the denoiser serves all models; how many images go on beyond the first samples only their votes tell.
-    operations = flops.denoiser / counted.recounted_models + flops.classifier
-    precision = base.certification.precision
-    recount = Range(
-        seconds(first * operations, precision).low, seconds(counted.recount_passes * operations, precision).high
+    def acted(stage: Stage, found: Range) -> Timing:
+        return Timing(stage.name, found, found.over(actors, STAGE_SECONDS), actors)
+
+    pool, _, _, finalists, certification, kept = plan(study, images, flops.trained)
+    trained = [trial_with(study, fmean)] * study.trials + baselines(study)
+    parts = [(busy(training(one, images), one.finetuning.precision), busy(validation(one))) for one in trained]
+    each = [Range.of(sum, pair) for pair in parts]
+    search, longest = Range.of(sum, each).over(abreast * trial), Range.of(max, each).over(trial)
+    between = ceil(len(each) / abreast) * TRIAL_SECONDS[resources.workers_per_trial > 0] + STAGE_SECONDS
+    precision, samples = base.certification.precision, schedule(study.finalists.samples)
+    recount = busy(finalists, precision, precision)
+    # How many images go on beyond the first samples only their votes tell.
+    recount = Range(recount.low * min(samples) / max(samples), recount.high)
+    timings = (
+        acted(pool, busy(pool)),
+        Timing("search", Range.of(sum, each), Range.of(max, (search, longest)).over(1, between), abreast * trial),
+        acted(finalists, recount),
+        acted(certification, busy(certification, precision, precision)),
     )
-    certification = seconds(samples * (flops.denoiser + voters * flops.classifier), precision)
-    longest = Range(*(max(trial[end] for trial in each) / units["trial"] for end in (0, 1)))
-    search = Range(*(sum(trial[end] for trial in each) for end in (0, 1)))
-    between = ceil(len(each) / trials) * TRIAL_SECONDS[resources.workers_per_trial > 0] + STAGE_SECONDS
-    return Forecast(
-        kind,
-        count,
-        (
-            _stage("denoised pool", pool, actors * units["actor"]),
-            Stage(
-                "search",
-                search,
-                Range(*(max(search[end] / trials / units["trial"], longest[end]) + between for end in (0, 1))),
-                trials * units["trial"],
-            ),
-            _stage("finalists", recount, actors * units["actor"]),
-            _stage("certification", certification, actors * units["actor"]),
-        ),
-        {
-            "denoised pool": counted.pool_bytes,
-            "checkpoints": CHECKPOINTS * len(each) * STATE_BYTES * flops.trained,
-        },
-        (flops.denoiser / 1e9, flops.classifier / 1e9),
-    )
+    storage = {stage.name: stage.bytes for stage in (pool, kept)}
+    return Forecast(kind, count, timings, storage, (flops.denoiser / 1e9, flops.classifier / 1e9))
 
 
 def lines(found: Forecast) -> list[str]:
-    """The forecast as plain text."""
+    """Tell the forecast as plain text."""
     stages = "; ".join(
         f"{stage.name} {_show(stage.busy, 3600, 'h')} on {stage.units:g} at a time" for stage in found.stages
     )
@@ -184,69 +166,22 @@ def lines(found: Forecast) -> list[str]:
     ]
 
 
-def _units(resources: Resources, kind: str) -> dict[str, float]:
-    """GPUs or cores that one trial and one actor take."""
+def _units(resources: Resources, kind: str, count: int) -> tuple[float, float]:
+    """Tell how many GPUs or cores one trial and one actor take; refuse a study that ``count`` of them do not suit."""
     workers = max(resources.workers_per_trial, 1)
-    gpus = {"trial": workers * resources.gpus_per_worker, "actor": resources.gpus_per_actor}
-    if (kind == "cpu") == any(gpus.values()):
-        asked = "ask for GPUs" if any(gpus.values()) else "ask for no GPU, so that it would be idle"
+    units = {"trial": workers * resources.gpus_per_worker, "actor": resources.gpus_per_actor}
+    if (kind == "cpu") == any(units.values()):
+        asked = "ask for GPUs" if any(units.values()) else "ask for no GPU, so that it would be idle"
         raise UsageError(f"--hardware {kind}: the study's resources {asked}; change gpus_per_worker and gpus_per_actor")
     if kind == "cpu":
-        return {"trial": workers * resources.cpus_per_worker, "actor": resources.cpus_per_actor}
-    if missing := [f"gpus_per_{'worker' if key == 'trial' else key}" for key, need in gpus.items() if not need]:
-        raise UsageError(f"--hardware {kind}: the study's resources.{missing[0]} is 0: that part would run on CPUs")
-    return gpus
-
-
-def _trials(study: Study) -> Iterator[Configuration]:
-    """What is trained: the searched trials, each with the mean of every searched count, and the baselines."""
-    means = {}
-    for name in ("num_noises", "attack_steps", "epochs"):
-        values = trial_values(study, f"finetuning.{name}")
-        means[name] = sum(values) / len(values)
-    mean = study.base.finetuning.model_copy(update=means)
-    yield from [study.base.model_copy(update={"finetuning": mean})] * study.trials
-    yield from (configuration(study, changes) for changes in study.baselines.values())
-
-
-def _training(chosen: Configuration, images: int) -> float:
-    """Passes forward that a trial's training is worth: a loss is three, a step of the attack, whose weights need no
-    gradient, two; behind a black box there are only those forward."""
-    settings = chosen.finetuning
-    if settings.recipe == "none":
-        return 0.0
-    if settings.recipe == "black_box_prompt":
-        passes = 2.0 * settings.coordinator.averages
-    else:
-        passes = 3.0 + (settings.update_selection == "frozen")
-    if settings.recipe == "ft_cadis" and settings.adv_weight > 0:
-        passes += 3 + 2 * settings.attack_steps
-    if settings.recipe == "smoothadv":
-        passes += 2 * settings.attack_steps
-    return images * settings.last_epoch * settings.num_noises * passes
-
-
-def _calls_a_vote(chosen: Configuration) -> int:
-    return chosen.base_classifier.local_noises if chosen.kind == "local_smoothing" else 1
-
-
-def _validation(chosen: Configuration) -> float:
-    counted = chosen.validation.images * max(schedule(chosen.validation.samples)) * _calls_a_vote(chosen)
-    return max(chosen.finetuning.last_epoch, 1) * counted
-
-
-def _denoising(settings: FineTuning, counted: Plan) -> float:
-    """Training images that a trial denoises because the pool does not hold them."""
-    trained = 0 if settings.recipe == "none" else settings.last_epoch
-    return counted.train_images * max(trained - counted.pool_epochs, 0) * settings.num_noises
-
-
-def _stage(name: str, busy: Range, units: float) -> Stage:
-    return Stage(name, busy, Range(*(seconds / units + STAGE_SECONDS for seconds in busy)), units)
-
-
-def _sum(*parts: Range) -> Range:
-    return Range(*map(sum, zip(*parts, strict=True)))
+        units = {"trial": workers * resources.cpus_per_worker, "actor": resources.cpus_per_actor}
+    for key, need in units.items():
+        if not need:
+            name = "gpus_per_worker" if key == "trial" else "gpus_per_actor"
+            raise UsageError(f"--hardware {kind}: the study's resources.{name} is 0: that part would run on CPUs")
+        if need > count:
+            raise UsageError(f"--hardware {kind}={count}: one {key} of the study's resources needs {need:g} of them")
+    return units["trial"], units["actor"]
 
 
 def _show(found: Range, divisor: float, unit: str) -> str:

@@ -1,141 +1,124 @@
-"""What a study will do and what that costs, counted before anything starts."""
+"""What a study will do, stage by stage, counted before anything starts."""
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from cadis_ray.data.collection import training_size
+from cadis_ray.finetuning.configuration import Configuration
+from cadis_ray.finetuning.passes import Passes, calls_a_vote, passes_an_image
 from cadis_ray.smoothing.bounds import max_radius
 from cadis_ray.smoothing.settings import schedule
-from cadis_ray.study.study import Study, max_epochs, max_num_noises, searched_paths, trial_values
+from cadis_ray.storage.run_folder import CHECKPOINTS
+from cadis_ray.study.study import Study, baselines, max_epochs, max_num_noises, searched_paths, trial_values, trial_with
 
 FLOAT16_BYTES = 2
+STATE_BYTES = 3 * 4  # a weight and AdamW's two moments, in a checkpoint
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Counts of a study. A pass is of one image; passes of training and validation are of one trial, at most.
+class Stage:
+    """Counts of one stage, and ``bytes`` of what it leaves in the run's folder.
 
-    Per image and epoch FT-CADIS passes M denoised images for the loss, M in each of T steps of the attack, and
-    M adversarial images, forward and backward; fewer where an image's M predictions are not all right: it
-    is not attacked then. ``update_selection: frozen`` adds M forward. Where the number of samples depends on votes, the
-    largest is counted. ``pool_*`` cover trials and baselines; in epochs beyond ``pool_epochs`` each trial denoises for
-    itself.
-    ``radius_ceiling``: the largest radius, in [0, 1] pixels, that certification can give.
+    ``samples``: draws of noise for each of ``images``, shared by models that vote on the same ones. The counts of a
+    trial with the mean of what is searched need not be whole.
     """
 
     name: str
-    searched: tuple[str, ...]
-    trials: int
-    baselines: tuple[str, ...]
-    train_images: int
-    image_shape: tuple[int, int, int]
-    epochs: int
-    num_noises: int
-    attack_steps: int
-    forward_passes: int
-    backward_passes: int
-    pool_epochs: int
-    pool_noises: int
-    pool_images: int
-    pool_bytes: int
-    validation_images: int
-    validation_samples: int
-    validation_passes: int
-    certified_images: int
-    certified_models: int
-    n0: int
-    n: int
-    alpha: float
-    certification_passes: int
-    radii: tuple[float, ...]
-    radius_ceiling: float
-    finalists: int
-    recounted_models: int
-    recount_images: int
-    recount_samples: int
-    recount_passes: int
+    images: int
+    samples: float
+    denoiser_calls: float
+    classifier_calls: Passes
+    bytes: int = 0
 
 
-def plan(study: Study) -> Plan:
-    """Count what a checked study takes; early stopping makes it cheaper, repeated work dearer."""
-    base, certification = study.base, study.base.certification
-    train_images, shape = training_size(base.data)
-    epochs, num_noises, attack_steps = (
-        max(trial_values(study, f"finetuning.{name}")) for name in ("epochs", "num_noises", "attack_steps")
-    )
-    epochs = min(epochs, max_epochs(study))
-    backward_passes = train_images * epochs * num_noises * (attack_steps + 2)
-    judged_apart = "frozen" in trial_values(study, "finetuning.update_selection")
-    validation_samples = max(schedule(base.validation.samples))
-    validation_draws = base.validation.images * validation_samples
-    image_bytes = prod(shape) * FLOAT16_BYTES
-    pool_epochs = _pool_epochs(study, train_images * max_num_noises(study) * image_bytes)
-    pool_images = train_images * pool_epochs * max_num_noises(study) + validation_draws
-    models = 1 + len(study.baselines)
-    finalists = min(study.finalists.count, study.trials)
-    recounted = finalists + (study.objective.clean_at_least is not None)
-    recount_images = study.finalists.images or base.data.validation
-    recount_samples = max(schedule(study.finalists.samples))
-    return Plan(
-        name=study.name,
-        searched=searched_paths(study),
-        trials=study.trials,
-        baselines=tuple(study.baselines),
-        train_images=train_images,
-        image_shape=shape,
-        epochs=epochs,
-        num_noises=num_noises,
-        attack_steps=attack_steps,
-        forward_passes=backward_passes + judged_apart * train_images * epochs * num_noises,
-        backward_passes=backward_passes,
-        pool_epochs=pool_epochs,
-        pool_noises=max_num_noises(study),
-        pool_images=pool_images,
-        pool_bytes=pool_images * image_bytes,
-        validation_images=base.validation.images,
-        validation_samples=validation_samples,
-        validation_passes=validation_draws * epochs,
-        certified_images=certification.images,
-        certified_models=models,
-        n0=certification.n0,
-        n=certification.n,
-        alpha=certification.alpha,
-        certification_passes=certification.images * (certification.n0 + certification.n) * models,
-        radii=certification.radii,
-        radius_ceiling=float(max_radius(certification.n, certification.alpha, base.sigma)),
-        finalists=finalists,
-        recounted_models=recounted,
-        recount_images=recount_images,
-        recount_samples=recount_samples,
-        recount_passes=recount_images * recount_samples * recounted,
-    )
+class TrainingSet(NamedTuple):
+    """How many, their (C, H, W), and in how many epochs, the first ones, the study's pool holds them denoised."""
+
+    number: int
+    shape: tuple[int, int, int]
+    pooled: int
 
 
-def _pool_epochs(study: Study, epoch_bytes: int) -> int:
-    """The first epochs whose training images the study's pool holds."""
+def training_set(study: Study) -> TrainingSet:
+    """Count the images that are trained on; of a folder of images that takes a look at every file's name."""
+    number, shape = training_size(study.base.data)
     limit = 0.0 if study.resources.pool == "off" else study.resources.pool_gb
-    return max_epochs(study) if limit is None else min(max_epochs(study), int(limit * 1e9 // epoch_bytes))
+    epoch_bytes, most = number * max_num_noises(study) * prod(shape) * FLOAT16_BYTES, max_epochs(study)
+    return TrainingSet(number, shape, most if limit is None else min(most, int(limit * 1e9 // epoch_bytes)))
 
 
-def lines(plan: Plan) -> list[str]:
-    """The plan as plain text, a line for each stage."""
-    p = plan
+def plan(study: Study, images: TrainingSet, trained: int = 0) -> tuple[Stage, ...]:
+    """Count a checked study's stages, fine-tuning and validation of its dearest trial, the others of all models.
+
+    Early stopping makes it cheaper, repeated work dearer. Where the number of samples depends on votes, the largest is
+    counted. The pool covers trials and baselines. ``trained``: numbers that a trial trains, known by its networks only.
+    """
+    base, wanted, trial = study.base, study.base.certification, dearest_trial(study)
+    samples = images.pooled * max_num_noises(study)
+    pooled = images.number * samples + base.validation.images * max(schedule(base.validation.samples))
+    again, draws = study.finalists.images or base.data.validation, max(schedule(study.finalists.samples))
+    models = min(study.finalists.count, study.trials) + (study.objective.clean_at_least is not None)
+    certified = wanted.images * (wanted.n0 + wanted.n)
+    voters = sum(map(calls_a_vote, [base, *baselines(study)]))
+    kept = CHECKPOINTS * (study.trials + len(study.baselines))
+    return (
+        Stage("denoised pool", images.number, samples, pooled, Passes(), pooled * prod(images.shape) * FLOAT16_BYTES),
+        training(trial, images),
+        validation(trial),
+        Stage("finalists", again, draws, again * draws, Passes(again * draws * models)),
+        Stage("certification", wanted.images, wanted.n0 + wanted.n, certified, Passes(certified * voters)),
+        Stage("checkpoints", 0, 0, 0, Passes(), kept * STATE_BYTES * trained),
+    )
+
+
+def training(chosen: Configuration, images: TrainingSet) -> Stage:
+    """Count a trial's fine-tuning, which denoises for itself in the epochs that the pool does not hold."""
+    epochs, noises = chosen.finetuning.last_epoch, chosen.finetuning.num_noises
+    denoised = images.number * max(epochs - images.pooled, 0) * noises
+    passes = passes_an_image(chosen).times(images.number * epochs)
+    return Stage("fine-tuning", images.number, epochs * noises, denoised, passes)
+
+
+def validation(chosen: Configuration) -> Stage:
+    """Count the votes after each epoch of a trial, or once where nothing is trained, on images of the pool."""
+    images, samples = chosen.validation.images, max(schedule(chosen.validation.samples))
+    votes = images * samples * max(chosen.finetuning.last_epoch, 1)
+    return Stage("validation", images, samples, 0, Passes(votes * calls_a_vote(chosen)))
+
+
+def dearest_trial(study: Study) -> Configuration:
+    """Make the trial that takes most: of FT-CADIS, than which no recipe takes more gradients."""
+    epochs = min(max(trial_values(study, "finetuning.epochs")), max_epochs(study))
+    settings = {"recipe": "ft_cadis", "adv_weight": 1.0, "epochs": epochs, "stop_after": None}
+    if "frozen" in trial_values(study, "finetuning.update_selection"):
+        settings["update_selection"] = "frozen"
+    return trial_with(study, max, **settings)
+
+
+def lines(study: Study) -> list[str]:
+    """Tell the plan as plain text, a line for each stage."""
+    images, trial, wanted = training_set(study), dearest_trial(study).finetuning, study.base.certification
+    pool, tuning, judging, finalists, certifying, _ = plan(study, images)
+    passes, models = tuning.classifier_calls, 1 + len(study.baselines)
+    ceiling = float(max_radius(wanted.n, wanted.alpha, study.base.sigma))
     return [
-        f"study {p.name}: {p.trials} trials over {', '.join(p.searched)}; "
-        f"{len(p.baselines)} baselines: {', '.join(p.baselines) or 'none'}",
-        f"denoised pool, once: {p.pool_images:,} denoiser calls, {p.pool_bytes / 1e6:,.1f} MB in float16 "
-        f"({p.train_images:,} training images x {p.pool_epochs} epochs x {p.pool_noises} noises, "
-        f"{p.validation_images:,} validation images x {p.validation_samples:,} samples)",
-        f"fine-tuning, a trial at most: {p.forward_passes:,} classifier passes forward, "
-        f"{p.backward_passes:,} backward ({p.train_images:,} images x {p.epochs} epochs; M = {p.num_noises} for "
-        f"the loss, T x M with T = {p.attack_steps} for the attack, M for the adversarial images)",
-        f"validation, a trial at most: {p.validation_passes:,} classifier passes forward "
-        f"({p.validation_images:,} images x {p.validation_samples:,} samples x {p.epochs} epochs)",
-        f"finalists, counted again: at most {p.recount_passes:,} denoiser and classifier passes "
-        f"({p.recount_images:,} validation images x {p.recount_samples:,} samples x {p.recounted_models} models)",
-        f"certification: {p.certification_passes:,} denoiser and classifier passes "
-        f"({p.certified_images:,} test images x ({p.n0:,} + {p.n:,}) samples x {p.certified_models} models, "
+        f"study {study.name}: {study.trials} trials over {', '.join(searched_paths(study))}; "
+        f"{len(study.baselines)} baselines: {', '.join(study.baselines) or 'none'}",
+        f"denoised pool, once: {pool.denoiser_calls:,} denoiser calls, {pool.bytes / 1e6:,.1f} MB in float16 "
+        f"({pool.images:,} training images x {images.pooled} epochs x {max_num_noises(study)} noises, "
+        f"{judging.images:,} validation images x {judging.samples:,} samples)",
+        f"fine-tuning, a trial at most: {passes.forward:,} classifier passes forward, {passes.backward:,} backward "
+        f"({tuning.images:,} images x {trial.epochs} epochs; M = {trial.num_noises} for the loss, "
+        f"T x M with T = {trial.attack_steps} for the attack, M for the adversarial images)",
+        f"validation, a trial at most: {judging.images * judging.samples * trial.epochs:,} classifier passes forward "
+        f"({judging.images:,} images x {judging.samples:,} samples x {trial.epochs} epochs)",
+        f"finalists, counted again: at most {finalists.classifier_calls.forward:,} denoiser and classifier passes "
+        f"({finalists.images:,} validation images x {finalists.samples:,} samples x "
+        f"{finalists.classifier_calls.forward // finalists.denoiser_calls} models)",
+        f"certification: {certifying.denoiser_calls * models:,} denoiser and classifier passes "
+        f"({certifying.images:,} test images x ({wanted.n0:,} + {wanted.n:,}) samples x {models} models, "
         "the winner and the baselines)",
-        f"largest radius that n = {p.n:,} at alpha = {p.alpha} can certify: {p.radius_ceiling:.4f}; "
-        f"asked for: {', '.join(map(str, p.radii)) or 'none'}",
+        f"largest radius that n = {wanted.n:,} at alpha = {wanted.alpha} can certify: {ceiling:.4f}; "
+        f"asked for: {', '.join(map(str, wanted.radii)) or 'none'}",
     ]

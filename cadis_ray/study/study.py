@@ -1,6 +1,6 @@
 """The study, typed: what varies, what runs beside it, and what each trial can have."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +53,11 @@ def changed(base: Configuration, parameters: Mapping[str, Any]) -> Configuration
     return Configuration.model_validate(raw)
 
 
+def baselines(study: Study) -> list[Configuration]:
+    """Make the configurations of the baselines."""
+    return [configuration(study, changes) for changes in study.baselines.values()]
+
+
 def searched_paths(study: Study) -> tuple[str, ...]:
     """Dotted paths of the searched parameters, in the order of the study file."""
     return tuple(study.space)
@@ -65,6 +70,13 @@ def trial_values(study: Study, path: str) -> tuple[Any, ...]:
     if distribution is None:
         return (base,)
     return rules.extremes(distribution) + ((base,) if distribution.when else ())
+
+
+def trial_with(study: Study, pick: Callable[[Iterable[Any]], float], **settings: Any) -> Configuration:
+    """Make a trial with what ``pick``, ``max`` or a mean, makes of each searched count's values, and ``settings``."""
+    names = ("epochs", "num_noises", "attack_steps")
+    counts = {name: pick(trial_values(study, f"finetuning.{name}")) for name in names}
+    return study.base.model_copy(update={"finetuning": study.base.finetuning.model_copy(update=counts | settings)})
 
 
 def max_num_noises(study: Study) -> int:

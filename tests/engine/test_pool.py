@@ -17,7 +17,7 @@ from cadis_ray.finetuning.trial import Epoch, trial_epochs
 from cadis_ray.interface.progress import Progress
 from cadis_ray.models.adapters.lora import trainable_state
 from cadis_ray.study.load import load_study
-from cadis_ray.study.plan import plan
+from cadis_ray.study.plan import plan, training_set
 from cadis_ray.study.study import Study, configuration
 from tests.helpers.engine import small_study, write_study
 
@@ -84,10 +84,12 @@ def test_memory_disk_part_and_off_train_alike(tmp_path: Path) -> None:
     ],
 )
 def test_the_plan_counts_what_the_pool_holds(tmp_path: Path, resources: dict, epochs: int) -> None:
-    counted = plan(study_with(tmp_path, **resources))
-    assert counted.pool_epochs == epochs
-    assert counted.pool_images == 150 * 3 * epochs + 20 * 2
-    assert counted.pool_bytes == counted.pool_images * 64 * 2
+    study = study_with(tmp_path, **resources)
+    images = training_set(study)
+    counted = plan(study, images)[0]
+    assert images.pooled == epochs
+    assert counted.denoiser_calls == 150 * 3 * epochs + 20 * 2
+    assert counted.bytes == counted.denoiser_calls * 64 * 2
 
 
 def test_a_trial_without_a_pool_pays_for_its_denoising(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cadis_ray.errors import UsageError
 from cadis_ray.finetuning.base_classifier import load_finetuned
+from cadis_ray.finetuning.passes import passes_an_image
 from cadis_ray.finetuning.recipes.ft_cadis import ft_cadis_loss
 from cadis_ray.models.denoisers.diffusion import load_denoiser
 from cadis_ray.smoothing.settings import schedule
 from cadis_ray.study.flops import flops_of
-from cadis_ray.study.forecast import HARDWARE, _training, forecast, lines, parse_hardware
+from cadis_ray.study.forecast import HARDWARE, forecast, lines, parse_hardware
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import Study, changed
 from tests.helpers.places import STUDIES
@@ -75,7 +76,8 @@ def test_training_is_worth_as_many_passes_as_the_loss_takes(adv_weight: float, a
     assert losses.mask_share == 1
     settings = {"adv_weight": adv_weight, "attack_steps": attack_steps, "num_noises": 2, "epochs": 1}
     chosen = changed(DIGITS.base, {f"finetuning.{key}": value for key, value in settings.items()})
-    assert counter.get_total_flops() / one.get_total_flops() == pytest.approx(_training(chosen, 5), rel=0.06)
+    worth = 5 * passes_an_image(chosen).worth
+    assert counter.get_total_flops() / one.get_total_flops() == pytest.approx(worth, rel=0.06)
 
 
 def test_time_is_operations_over_rate_and_units() -> None:
@@ -103,9 +105,10 @@ def test_every_system_is_forecast_with_what_its_training_and_its_votes_take() ->
     assert forecast(study, "cpu", 2).wall.low > 0
 
     def passes(**changes: Any) -> float:
-        return _training(changed(DIGITS.base, {f"finetuning.{key}": value for key, value in changes.items()}), 1)
+        chosen = changed(DIGITS.base, {f"finetuning.{key}": value for key, value in changes.items()})
+        return passes_an_image(chosen).worth
 
-    one = {"epochs": 1, "num_noises": 1}
+    one = {"num_noises": 1}
     assert passes(recipe="none", **one) == 0
     assert passes(recipe="gaussian", **one) == 3
     assert passes(recipe="smoothadv", attack_steps=4, **one) == 3 + 2 * 4
@@ -116,7 +119,7 @@ def test_every_system_is_forecast_with_what_its_training_and_its_votes_take() ->
         "finetuning.coordinator.averages": 3,
     }
     black_box = changed(DIGITS.base, behind | {f"finetuning.{key}": value for key, value in one.items()})
-    assert _training(black_box, 1) == 6
+    assert passes_an_image(black_box).worth == 6
     flops, rate = flops_of(DIGITS.base, (1, 8, 8)), HARDWARE["cpu"].float32.high
     local = DIGITS.model_copy(update={"base": changed(DIGITS.base, {
         "base_classifier.kind": "local_smoothing", "base_classifier.local_noises": 7,

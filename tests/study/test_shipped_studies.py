@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cadis_ray.study.load import load_study
-from cadis_ray.study.plan import lines, plan
+from cadis_ray.study.plan import lines
 from cadis_ray.study.study import Study
 from tests.helpers.places import STUDIES
 
@@ -53,7 +53,7 @@ def study(folder: Path, request: pytest.FixtureRequest) -> Study:
 
 @pytest.mark.parametrize("study", NAMES, indirect=True)
 def test_every_study_is_valid_and_planned(study: Study) -> None:
-    assert lines(plan(study))[0].startswith(f"study {study.name}: {study.trials} trials")
+    assert lines(study)[0].startswith(f"study {study.name}: {study.trials} trials")
 
 
 @pytest.mark.parametrize("name", NAMES)
