@@ -90,6 +90,7 @@ def test_the_example_runs(name: str, code: str, folder: Path, monkeypatch: pytes
     exec(compile(code, f"docs/api.md, {name}", "exec"), {})
 
 
+@pytest.mark.process
 def test_importing_the_package_costs_nothing() -> None:
     modules = ", ".join(NAMES)
     code = f"import sys, {modules}; print(*[name for name in {SLOW} if name in sys.modules])"

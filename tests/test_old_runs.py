@@ -11,7 +11,6 @@ import cadis_ray
 from cadis_ray.certification.evidence import recompute, verify
 from cadis_ray.compare import Format, compare
 from cadis_ray.export import Target, export
-from cadis_ray.results.export.smoothed import load_smoothed
 from cadis_ray.storage.run_folder import RunFolder
 from tests.helpers.places import OLD_RUNS
 
@@ -43,4 +42,4 @@ def test_an_old_run_exports_and_is_read_in_a_notebook(run: Path, tmp_path: Path)
     assert winner is not None
     # The winner of systems_digits is of a kind that is not exported.
     export(run, Target.SAFETENSORS, tmp_path / "out", winner if run.name == "digits" else "off_the_shelf")
-    assert load_smoothed(tmp_path / "out") is not None
+    assert cadis_ray.SmoothedClassifier.load(tmp_path / "out")

@@ -10,7 +10,10 @@ from cadis_ray.compare import sync
 from cadis_ray.results.mlflow.store import TRIAL, client_of
 from cadis_ray.storage.run_folder import RunFolder
 
-pytestmark = [pytest.mark.tracking, pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy]
+pytestmark = [
+    pytest.mark.tracking,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own use of SQLAlchemy
+]
 
 
 def points(told: Any) -> dict[str, list[tuple[str, int, float]]]:
