@@ -10,8 +10,8 @@ from torch import nn
 
 from cadis_ray.finetuning.batch import BEGINNING, Batch, NonFiniteLoss, Standing
 from cadis_ray.finetuning.optimiser import apply_schedule, clip_gradients
-from cadis_ray.finetuning.recipes.ft_cadis import Losses, denoised_ce_loss, ft_cadis_loss
-from cadis_ray.finetuning.recipes.noisy import gaussian_loss, smoothadv_loss
+from cadis_ray.finetuning.recipes.ft_cadis import Losses, denoised_ce_loss, ft_cadis_loss, mean_ce_loss
+from cadis_ray.finetuning.recipes.noisy import smoothadv_loss
 from cadis_ray.models.sharding import reduce_gradients, sharded
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _losses(
     if settings.recipe == "denoised_ce":
         return denoised_ce_loss(model, batch.denoised, batch.labels)
     if settings.recipe in ("gaussian", "peft_smoothing"):
-        return gaussian_loss(model, batch.denoised, batch.labels)
+        return mean_ce_loss(model, batch.denoised, batch.labels)
     if settings.recipe == "smoothadv":
         share = min(1.0, (epoch + 1) / max(settings.attack_warmup_epochs, 1))
         return smoothadv_loss(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.finetuning.inputs import Noisy
-from cadis_ray.finetuning.recipes.noisy import attack_step, gaussian_loss, perturbation, smoothadv_loss
+from cadis_ray.finetuning.recipes.ft_cadis import mean_ce_loss
+from cadis_ray.finetuning.recipes.noisy import attack_step, perturbation, smoothadv_loss
 from cadis_ray.smoothing.noise import Stream, gaussian
 
 SHAPE = (2, 3, 3)
@@ -85,14 +86,14 @@ def test_an_attack_stays_in_ball_and_box_and_raises_the_loss_with_the_noises_fix
 
 def test_no_steps_is_gaussian_augmentation_and_a_flat_model_is_not_attacked() -> None:
     model = Curved()
-    plain = gaussian_loss(model, NOISY, LABELS)
+    plain = mean_ce_loss(model, NOISY, LABELS)
     assert smoothadv_loss(model, CLEAN, NOISY, LABELS, radius=0.7, steps=0).total.item() == plain.total.item()
     flat = Curved()
     nn.init.zeros_(flat.second)
     assert (perturbation(flat, CLEAN, NOISY, LABELS, radius=0.7, steps=3) == 0).all()
-    assert gaussian_loss(flat, NOISY, LABELS).total.item() == pytest.approx(math.log(3))
+    assert mean_ce_loss(flat, NOISY, LABELS).total.item() == pytest.approx(math.log(3))
     with pytest.raises(ValueError, match="need noisy"):
-        gaussian_loss(model, NOISY, LABELS[:3])
+        mean_ce_loss(model, NOISY, LABELS[:3])
 
 
 def test_noisy_images_are_those_of_the_address_not_clamped() -> None:

@@ -139,7 +139,15 @@ def denoised_ce_loss(classifier: nn.Module, denoised: Tensor, labels: Tensor) ->
     ``denoised`` (M, B, C, H, W) in [-1, 1], ``labels`` (B,). Raises as ``ft_cadis_loss``.
     """
     _check(denoised[0], denoised, labels)
-    loss = _cross_entropy(class_logits(classifier, denoised), labels).mean()
+    return mean_ce_loss(classifier, denoised, labels)
+
+
+def mean_ce_loss(classifier: nn.Module, noisy: Tensor, labels: Tensor) -> Losses:
+    """Average the cross-entropy of ``noisy`` (M, B, C, H, W), denoised or not. ValueError for other shapes."""
+    if noisy.dim() != 5 or not noisy.numel() or len(labels) != noisy.shape[1]:
+        raise ValueError(f"need noisy (M, B, C, H, W) and labels (B,), got {tuple(noisy.shape)}, {tuple(labels.shape)}")
+    logits = class_logits(classifier, noisy)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
     zero, one = torch.zeros_like(loss), torch.ones_like(loss)
     return Losses(loss, loss.detach(), zero, zero, one)
 

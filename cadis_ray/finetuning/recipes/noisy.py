@@ -10,17 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cadis_ray.finetuning.attack import TINY, class_logits, frozen
-from cadis_ray.finetuning.recipes.ft_cadis import Losses
-
-
-def gaussian_loss(classifier: nn.Module, noisy: Tensor, labels: Tensor) -> Losses:
-    """Mean cross-entropy of ``noisy`` (M, B, C, H, W) with ``labels`` (B,). ValueError for shapes that do not fit."""
-    if noisy.dim() != 5 or not noisy.numel() or len(labels) != noisy.shape[1]:
-        raise ValueError(f"need noisy (M, B, C, H, W) and labels (B,), got {tuple(noisy.shape)}, {tuple(labels.shape)}")
-    logits = class_logits(classifier, noisy)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
-    zero, one = torch.zeros_like(loss), torch.ones_like(loss)
-    return Losses(loss, loss.detach(), zero, zero, one)
+from cadis_ray.finetuning.recipes.ft_cadis import Losses, mean_ce_loss
 
 
 def smoothadv_loss(
@@ -39,7 +29,7 @@ def smoothadv_loss(
     """
     bare = classifier if attack_classifier is None else attack_classifier
     delta = perturbation(bare, clean, noisy, labels, radius=radius, steps=steps)
-    return gaussian_loss(classifier, noisy + delta, labels)
+    return mean_ce_loss(classifier, noisy + delta, labels)
 
 
 def perturbation(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cadis_ray.finetuning.batch import Batch, NonFiniteLoss
-from cadis_ray.finetuning.recipes.noisy import gaussian_loss
+from cadis_ray.finetuning.recipes.ft_cadis import mean_ce_loss
 
 
 class SpsaGc(torch.optim.Optimizer):
@@ -99,7 +99,7 @@ def spsa_epoch(
     for step, parts in enumerate(batches, first_step):
 
         def loss(parts: Sequence[Batch] = parts) -> float:
-            own = sum(float(gaussian_loss(model, part.denoised, part.labels).total) * part.scale for part in parts)
+            own = sum(float(mean_ce_loss(model, part.denoised, part.labels).total) * part.scale for part in parts)
             return average(own)
 
         found, size = optimiser.step(loss), sum(len(part.labels) for part in parts)
