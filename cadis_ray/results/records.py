@@ -1,7 +1,7 @@
 """What came out, as plain data for JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,15 @@ def certificate_records(result: StudyResult) -> list[dict[str, Any]]:
             }  # fmt: skip
         records.append(record)
     return sorted(records, key=lambda record: -record[f"acr@{record['n']}"])
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of all that nested mappings hold; an empty mapping is a value."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def records(result: StudyResult) -> dict[str, Any]:

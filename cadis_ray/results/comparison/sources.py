@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cadis_ray.certification.logs import Log, read_log
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.finetuning.configuration import Configuration
 from cadis_ray.results.comparison.compare import Certified, Comparison, Model, Protocol
-from cadis_ray.results.records import estimate_of
+from cadis_ray.results.records import estimate_of, flat
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.metrics import acr
 from cadis_ray.smoothing.settings import Certification
@@ -148,15 +148,7 @@ def _parameters(own: Configuration) -> dict[str, Any]:
     elif own.finetuning.recipe != "ft_cadis":
         unused = OBJECTIVE - {"attack_radius", "attack_steps"} if own.finetuning.recipe == "smoothadv" else OBJECTIVE
         raw["finetuning"] = {key: value for key, value in tuning.items() if key not in unused}
-    return dict(_flat(raw))
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+    return dict(flat(raw))
 
 
 def _json(path: Path) -> Any:

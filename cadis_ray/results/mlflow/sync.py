@@ -8,9 +8,7 @@ imported late, in the thread that needs it, since that takes seconds.
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save
 
@@ -31,6 +29,7 @@ from cadis_ray.results.mlflow.store import (
     known_runs,
     without_secrets,
 )
+from cadis_ray.results.records import flat
 from cadis_ray.results.report import figures
 from cadis_ray.results.study import StudyResult
 from cadis_ray.search.trials import TrialResult
@@ -73,7 +72,7 @@ def sync(
 
     parent = run("", started=rows[0].started if rows else None)
     asked = study.model_dump(mode="json", exclude={"resources", "tracking"})
-    parent.parameters("study", dict(_flat(asked)))
+    parent.parameters("study", dict(flat(asked)))
     _inputs(parent, study)
     _sync_drivers(parent, ledger)
     for row in rows:
@@ -113,7 +112,7 @@ def _sync_trial(run: TrackedRun, row: TrialRow, study: Study, run_dir: Path) -> 
     if run.has("end"):
         return
     resolved = configuration(study, row.parameters).model_dump(mode="json")
-    run.parameters("resolved", dict(_flat(resolved)))
+    run.parameters("resolved", dict(flat(resolved)))
     _inputs(run, study)
     epochs = run.ledger.epochs(row.number)
     for epoch in epochs:
@@ -204,11 +203,3 @@ def _final_metrics(trial: TrialResult, result: StudyResult) -> dict[str, float]:
             share = certified_accuracy(c.radius, c.correct, r)
             values[f"certified_accuracy_{r:g}_at_{c.n}_certified"] = share
     return values
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
