@@ -59,6 +59,15 @@ def write_evidence(folder: Path, request: Request, certificates: Mapping[str, Ce
         write_whole(RunFolder(folder).evidence(name), "".join(lines))
 
 
+def evidence_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read the records of a certified model, one an image. Raises IntegrityError where they are missing or damaged."""
+    path = RunFolder(folder).evidence(name)
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: missing or damaged: {error}") from error
+
+
 def verify(folder: Path) -> list[str]:
     """What is wrong with the certificates in a folder; nothing: every one follows from its votes.
 
@@ -82,7 +91,7 @@ def verify(folder: Path) -> list[str]:
         expected = certificates_from(name, request.base, ids, labels, votes)
         largest = max_radius(settings.n, settings.alpha, sigma)
         assert (expected.radius <= largest).all(), "a radius above the largest possible"
-        problems += _differences(name, list(records(expected, sources, {})), _read(RunFolder(folder).evidence(name)))
+        problems += _differences(name, list(records(expected, sources, {})), evidence_of(folder, name))
         tsv = read_log(RunFolder(folder).certificates(name))
         columns = (tsv.idx, ids), (tsv.label, labels), (tsv.predict, expected.predict)
         if not (all(np.array_equal(*both) for both in columns) and same_numbers(tsv.radius, expected.radius)):
@@ -113,13 +122,6 @@ def recompute(folder: Path, share: float, device: str, chance: np.random.Generat
                     problems.append(f"{name}: image {image}, samples {start} to {start + size - 1}: counted again, "
                                     f"{answer['votes'][0, 0].tolist()} is not {votes.tolist()}")  # fmt: skip
     return again, problems
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: missing or damaged: {error}") from error
 
 
 def _differences(name: str, expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A run's folder read back into what its outputs are made of; needs neither the data nor the models."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cadis_ray.certification.certificates import Certificates, certificates_from
+from cadis_ray.certification.evidence import evidence_of
 from cadis_ray.certification.examples import read_examples
 from cadis_ray.certification.logs import read_log
 from cadis_ray.errors import IntegrityError
@@ -52,18 +52,6 @@ def read_result(study: Study, run_dir: Path, ledger: Ledger) -> StudyResult:
     )
 
 
-def evidence_of(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    """The records of a certified model, one an image. Raises IntegrityError where they are missing or damaged."""
-    path = RunFolder(run_dir).evidence(name)
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: missing or damaged: {error}") from error
-    if not records:
-        raise IntegrityError(f"{path}: holds no record")
-    return records
-
-
 def _trial(study: Study, ledger: Ledger, row: TrialRow, said: Mapping[str, Any] | None) -> TrialResult:
     epochs = ledger.epochs(row.number)
     estimate, recount = (estimate_of(said.get(key)) if said else None for key in ("estimate", "recount"))
@@ -77,6 +65,8 @@ def _trial(study: Study, ledger: Ledger, row: TrialRow, said: Mapping[str, Any] 
 
 def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping[Source, Blocks]) -> Certificates:
     records, settings = evidence_of(run_dir, name), base.certification
+    if not records:
+        raise IntegrityError(f"{RunFolder(run_dir).evidence(name)}: holds no record")
     first, mode = records[0], MODES[settings.mode]
     ids, label = (np.array([record[key] for record in records]) for key in ("image_id", "label"))
     hashes, root = (first["weights_sha256"], first["denoiser_sha256"], first["data_sha256"]), first["noise_root"]
