@@ -15,13 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from scipy.special import betaincinv
 
 from cadis_ray.certification.examples import Examples
 from cadis_ray.interface.text import one_line
 from cadis_ray.results.report.table import short_names
 from cadis_ray.results.study import StudyResult
 from cadis_ray.search.trials import TrialResult
+from cadis_ray.smoothing.bounds import clopper_pearson_lower, clopper_pearson_upper
 
 WINNER = "#0072B2"
 OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -75,7 +75,7 @@ def certified_curves(
             steps = np.concatenate([[0.0], sure])
             above = len(sure) - np.searchsorted(sure, steps, side="right")
             axes.step(steps, 100 * above / len(radius), where="post", color=colour, **look)
-            low, high = _clopper_pearson(above, len(radius))
+            low, high = (bound(above, len(radius), 0.025) for bound in (clopper_pearson_lower, clopper_pearson_upper))
             axes.fill_between(steps, 100 * low, 100 * high, step="post", color=colour, alpha=0.12, lw=0)
             longest = max(longest, float(steps[-1]))
         for r in radii:
@@ -237,12 +237,6 @@ def _scale(axes: Axes, values: list[Any]) -> Callable[[Any], float]:
 def _acr_label(result: StudyResult) -> str:
     at = sorted({trial.estimate.n for trial in result.trials if trial.estimate})
     return f"ACR@{'/'.join(map(str, at)) or 'n'}, estimate"
-
-
-def _clopper_pearson(k: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two-sided 95% interval of a share k / n; the ends 0 and 1 are exact."""
-    low = np.where(k == 0, 0.0, betaincinv(np.maximum(k, 1), n - k + 1, 0.025))
-    return low, np.where(k == n, 1.0, betaincinv(k + 1, np.maximum(n - k, 1), 0.975))
 
 
 WRONG = OTHERS[0]

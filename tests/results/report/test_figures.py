@@ -31,11 +31,14 @@ def test_the_curve_is_the_certified_accuracy_at_every_radius(result: StudyResult
 
 
 def test_bands_are_clopper_pearson():
-    k = np.arange(6)
-    low, high = figures._clopper_pearson(k, 5)
-    for i in k:
-        exact = binomtest(int(i), 5).proportion_ci(0.95, method="exact")
-        assert (low[i], high[i]) == pytest.approx((exact.low, exact.high))
+    radius = np.arange(1, 6) / 10
+    (band,) = figures.certified_curves({"m": (radius, radius > 0)}, ()).axes[0].collections
+    edge = np.asarray(band.get_paths()[0].vertices)
+    for k in range(6):
+        exact = binomtest(k, 5).proportion_ci(0.95, method="exact")
+        between = edge[np.isclose(edge[:, 0], (5 - k) / 10), 1]
+        for end in (exact.low, exact.high):
+            assert np.isclose(between, 100 * end).any()
 
 
 def test_estimates_show_every_trial_the_best_so_far_and_the_baselines(result: StudyResult):
