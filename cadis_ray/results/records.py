@@ -10,6 +10,7 @@ import numpy as np
 from cadis_ray.certification.certificates import Certificates
 from cadis_ray.errors import IntegrityError
 from cadis_ray.results.study import StudyResult
+from cadis_ray.search.objective import violation
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.smoothing.metrics import PairedDifference, acr, certified_accuracy, paired_difference
@@ -28,18 +29,10 @@ def label(metric: str | float) -> str:
     return names[metric] if isinstance(metric, str) else f"certified accuracy at {metric:g}"
 
 
-ROUNDING = 1e-12  # of a share: no violation
-
-
 def finalists(result: StudyResult) -> list[TrialResult]:
     """The trials that were counted again, the best by that count first."""
     found = [trial for trial in result.trials if trial.recount and not trial.baseline]
     return sorted(found, key=lambda trial: -trial.recount.acr if trial.recount else 0.0)
-
-
-def feasible(result: StudyResult, estimate: Estimate) -> bool:
-    """Whether the clean accuracy is not below the limit, by the search's estimates."""
-    return result.clean_limit is None or estimate.clean >= result.clean_limit - ROUNDING
 
 
 def search_record(result: StudyResult) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def search_record(result: StudyResult) -> dict[str, Any]:
         "configurations_tried": len(searched),
         "maximised": [label(metric) for metric in result.metrics],
         "clean_limit": result.clean_limit,
-        "infeasible": [t.name for t in searched if t.estimate and not feasible(result, t.estimate)],
+        "infeasible": [t.name for t in searched if t.estimate and violation(t.estimate, result.clean_limit)],
         "front": list(result.front),
         "finalists": [trial.name for trial in finalists(result)],
         "importance": result.importance,

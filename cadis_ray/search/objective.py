@@ -5,7 +5,7 @@ import numpy as np
 from cadis_ray.search.trials import TrialResult, estimate_from
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.ledger import Ledger, TrialRow
-from cadis_ray.study.sections import Metric, Objective
+from cadis_ray.study.sections import Objective
 from cadis_ray.study.study import Study
 
 
@@ -56,7 +56,12 @@ def metrics_of(objective: Objective) -> tuple[str | float, ...]:
 
 def scores(objective: Objective, found: Estimate) -> tuple[float, ...]:
     """The values of the objective's metrics, in its order, each to be maximised."""
-    return tuple(_score(metric, found) for metric in objective.metrics)
+    return tuple(score(metric, found) for metric in metrics_of(objective))
+
+
+def score(metric: str | float, found: Estimate) -> float:
+    """Look up a metric, of ``metrics_of``, in an estimate."""
+    return float(getattr(found, metric)) if isinstance(metric, str) else found.certified_accuracy[metric]
 
 
 def clean_limit(objective: Objective, baseline: Estimate | None) -> float | None:
@@ -101,12 +106,6 @@ def _limit(trials: list[TrialResult], objective: Objective) -> float | None:
     limited = objective.clean_at_least
     named = [trial.estimate for trial in trials if limited and trial.baseline and trial.name == limited.baseline]
     return clean_limit(objective, named[0] if named else None)
-
-
-def _score(metric: Metric, found: Estimate) -> float:
-    if isinstance(metric, str):
-        return float(getattr(found, metric))
-    return found.certified_accuracy[metric.certified_accuracy]
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -11,8 +11,8 @@ from cadis_ray.results.records import label
 from cadis_ray.results.report.figures import GREY, STYLE, WINNER
 from cadis_ray.results.report.table import short_names, shown
 from cadis_ray.results.study import StudyResult
+from cadis_ray.search.objective import score
 from cadis_ray.search.trials import TrialResult
-from cadis_ray.smoothing.estimate import Estimate
 
 FRONT = "#D55E00"
 
@@ -33,18 +33,17 @@ def figures_of(result: StudyResult) -> dict[str, Figure]:
 def pareto_front(result: StudyResult, trials: list[TrialResult]) -> Figure:
     """The two metrics of every complete trial; those of the front are joined by the steps that they dominate."""
     first, second = result.metrics
+    scores = {t.name: (score(first, t.estimate), score(second, t.estimate)) for t in trials if t.estimate}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8))
         axes = figure.subplots()
         for trial in trials:
-            x, y = _value(trial.estimate, first), _value(trial.estimate, second)
             on_front, won = trial.name in result.front, trial.name == result.winner
             look: dict[str, Any] = {"color": FRONT if on_front else GREY, "ms": 6 if on_front else 4, "marker": "o"}
             if won:
                 look = {"color": WINNER, "ms": 14, "marker": "*", "mec": "white", "zorder": 3}
-            axes.plot(x, y, ls="", **look)
-        front = [trial for trial in trials if trial.name in result.front]
-        points = np.array(sorted((_value(t.estimate, first), _value(t.estimate, second)) for t in front))
+            axes.plot(*scores[trial.name], ls="", **look)
+        points = np.array(sorted(point for name, point in scores.items() if name in result.front))
         if len(points):
             axes.step(*points.T, where="pre", color=FRONT, lw=1.2, label="Pareto front")
             axes.legend()
@@ -77,16 +76,16 @@ def parallel_coordinates(result: StudyResult, trials: list[TrialResult]) -> Figu
     """
     columns = [*result.searched, label(result.metrics[0])]
     names = [*short_names(result.searched).values(), columns[-1]]
-    scores = [_value(trial.estimate, result.metrics[0]) for trial in trials]
+    scores = [score(result.metrics[0], trial.estimate) for trial in trials if trial.estimate]
     values = [[trial.parameters.get(path) for trial in trials] for path in result.searched] + [scores]
     placed = np.array([_places(column) for column in values])
     low, spread = min(scores), (max(scores) - min(scores)) or 1.0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8))
         axes = figure.subplots()
-        for trial, line, score in sorted(zip(trials, placed.T, scores, strict=True), key=lambda item: item[2]):
+        for trial, line, reached in sorted(zip(trials, placed.T, scores, strict=True), key=lambda item: item[2]):
             won = trial.name == result.winner
-            shade = matplotlib.colormaps["viridis_r"]((score - low) / spread)
+            shade = matplotlib.colormaps["viridis_r"]((reached - low) / spread)
             axes.plot(line, color=WINNER if won else shade, lw=3 if won else 1.2, marker="o", ms=3, zorder=2 + won)
         for place, column in enumerate(values):
             known = [value for value in column if value is not None]
@@ -120,8 +119,3 @@ def _places(column: list[Any]) -> np.ndarray:
 
 def _numeric(values: list[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _value(estimate: Estimate | None, metric: str | float) -> float:
-    assert estimate is not None
-    return getattr(estimate, metric) if isinstance(metric, str) else estimate.certified_accuracy[metric]

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from cadis_ray.interface.text import one_line
-from cadis_ray.results.records import feasible, finalists, label
+from cadis_ray.results.records import finalists, label
 from cadis_ray.results.report.search_figures import figures_of
 from cadis_ray.results.report.table import ABSENT, Table, counted_on
 from cadis_ray.results.study import StudyResult
+from cadis_ray.search.objective import violation
 
 Parts = tuple[str, tuple[str, ...], Table | None, dict[str, Figure]]  # heading, paragraphs, table, figures
 
@@ -63,7 +64,7 @@ def _objective(result: StudyResult) -> Iterator[str]:
     yield f"Maximised: {maximised}, estimated on validation images."
     searched = [trial for trial in result.trials if not trial.baseline and trial.state == "complete" and trial.estimate]
     if result.clean_limit is not None:
-        below = [trial.name for trial in searched if trial.estimate and not feasible(result, trial.estimate)]
+        below = [t.name for t in searched if t.estimate and violation(t.estimate, result.clean_limit)]
         named = f": {', '.join(below)}" if below else ""
         yield (
             f"Clean accuracy had to be at least {100 * result.clean_limit:.1f}%; {len(below)} of {len(searched)}"
