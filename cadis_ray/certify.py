@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cadis_ray.errors import IntegrityError, UsageError
-from cadis_ray.interface.command import command
+from cadis_ray.interface.command import command, numbers
 
 if TYPE_CHECKING:
     from cadis_ray.certification.request import Request
@@ -57,7 +57,7 @@ def certify(
     given = {"mode": mode, "images": images, "n0": n0, "n": n, "alpha": alpha, "radii": radii}
     settings = {f"certification.{key}": value for key, value in given.items() if value is not None}
     if radii is not None:
-        settings["certification.radii"] = _numbers("--radii", radii)
+        settings["certification.radii"] = numbers("--radii", radii)
     if sigma is not None:
         settings["sigma"] = sigma
     if data is not None:
@@ -85,7 +85,7 @@ def verify(
 
     from cadis_ray.certification import evidence
 
-    share = _numbers("--recompute", recompute.removesuffix("%"))
+    share = numbers("--recompute", recompute.removesuffix("%"))
     if not recompute.endswith("%") or len(share) != 1 or not 0 <= share[0] <= 100:
         raise UsageError(f"--recompute: got {recompute!r}; need a share of the blocks, 0% to 100%")
     problems = evidence.verify(folder)
@@ -195,13 +195,6 @@ def _run(request: "Request", out: Path, resources: "Resources", address: str) ->
 
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).resolve())
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option}: got {text!r}; need numbers, as 0,0.25,0.5") from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cadis_ray.errors import UsageError
-from cadis_ray.interface.command import command
+from cadis_ray.interface.command import command, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def compare(
         raise UsageError(f"got {len(paths)} folders; give one, or --logs with certification logs, or --experiment")
     if runs is not None and experiment is None:
         raise UsageError("--runs: names runs of an --experiment; give it too")
-    asked = None if radii is None else _radii(radii)
+    asked = None if radii is None else numbers("--radii", radii, "different numbers >= 0", _are_radii)
     from cadis_ray.results.comparison.sources import read_logs, read_run
 
     if experiment is not None:
@@ -134,14 +134,8 @@ def _experiment(name: str, runs: str | None, tracking: str) -> "Comparison":
         return read_runs(name, bring(tracking, name, runs.split(",") if runs else (), Path(folder)))
 
 
-def _radii(text: str) -> tuple[float, ...]:
-    try:
-        radii = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        radii = (math.nan,)
-    if not all(0 <= r < math.inf for r in radii) or len(set(radii)) < len(radii):
-        raise UsageError(f"--radii: got {text!r}; need different numbers >= 0, as 0,0.25,0.5")
-    return radii
+def _are_radii(numbers: tuple[float, ...]) -> bool:
+    return all(0 <= r < math.inf for r in numbers) and len(set(numbers)) == len(numbers)
 
 
 def _tables(comparison: "Comparison", dataset: str | None) -> "list[Table]":

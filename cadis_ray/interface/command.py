@@ -2,15 +2,25 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 
-from cadis_ray.errors import CadisError
+from cadis_ray.errors import CadisError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 internal error; 2 usage or study file; 3 finished, but trials failed; 4 environment; "
     "5 data or checkpoint refused; 6 integrity; 130 / 143 interrupted, state saved."
 )
+
+
+def numbers(option: str, text: str, needed: str = "numbers", fit: Callable[..., bool] = bool) -> tuple[float, ...]:
+    """Read the numbers given to an option, with commas between. Raises UsageError unless they are and ``fit``."""
+    with suppress(ValueError):
+        found = tuple(float(part) for part in text.split(","))
+        if fit(found):
+            return found
+    raise UsageError(f"{option}: got {text!r}; need {needed}, as 0,0.25,0.5")
 
 
 def command(function: Callable[..., None]) -> None:
