@@ -13,7 +13,6 @@ from cadis_ray.data.digits import read_digits
 from cadis_ray.data.images import Images, Part
 from cadis_ray.data.settings import Data
 from cadis_ray.data.subsets import test_rows, training_rows
-from cadis_ray.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +76,6 @@ class DataSet:
     def __post_init__(self) -> None:
         ids = torch.cat([self.train.ids, self.validation.ids, self.test.ids])
         assert len(ids.unique()) == len(ids), "an image lies in two splits: the certificate would not be fresh"
-
-    def require_outputs(self, outputs: int) -> None:
-        """Raises DataError unless a classifier with so many outputs fits the classes."""
-        if outputs != self.num_classes:
-            raise DataError(f"the classifier has {outputs} outputs, data set {self.name!r} has {self.num_classes} "
-                            f"classes (labels 0...{self.num_classes - 1})")  # fmt: skip
 
 
 def load(settings: Data) -> DataSet:

@@ -1,6 +1,5 @@
 """Reading and writing weights. The only module that calls ``torch.load``, and only with ``weights_only=True``."""
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -98,20 +97,6 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str | P
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     return digest(resolve(path))
-
-
-def state_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of tensors: equal for equal weights, whatever file they come from.
-
-    Neither the order of the keys, the device nor the memory format matters; the type does (bf16 weights are another
-    function than the float32 ones they were rounded from).
-    """
-    found = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def write_safetensors(

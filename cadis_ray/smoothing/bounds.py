@@ -106,32 +106,14 @@ def certify(
     for no class counts against. Where p_a_lower <= 1/2, ``predict`` is ABSTAIN and ``radius`` 0.0. Each
     certificate fails with probability at most alpha.
     """
-    top_class, k, estimation = _selected(selection_counts, estimation_counts)
+    selection, estimation = checked_counts(selection_counts), checked_counts(estimation_counts)
+    if selection.shape != estimation.shape:
+        raise ValueError(f"counts must agree in shape, but got {selection.shape} and {estimation.shape}")
+    top_class = selection[:, :-1].argmax(axis=1)
+    k = np.take_along_axis(estimation, top_class[:, None], axis=1)[:, 0]
     p_a_lower = clopper_pearson_lower(k, estimation.sum(axis=1), alpha)
     radius = radius_of(p_a_lower, sigma)
     return np.where(p_a_lower > 0.5, top_class, ABSTAIN), radius, p_a_lower
-
-
-def certify_top_two(
-    selection_counts: ArrayLike, estimation_counts: ArrayLike, alpha: float, sigma: float
-) -> tuple[Integers, Floats]:
-    """CERTIFY by both bounds of Cohen's theorem 1: (predict, radius), each (N,), of counts as in ``certify``.
-
-    The radius is sigma / 2 (Phi^-1(p_a_lower) - Phi^-1(p_b_upper)), each bound at alpha / 2; p_a_lower may be below
-    1/2. p_b_upper is the bound for the largest of the other counts, "no class" among them. It needs no correction
-    for their number: the likeliest other outcome is a fixed one, and the largest count is at least its count. Larger
-    than ``certify``'s radius where several classes share the rest, else smaller: taking the larger of both voids the
-    guarantee, and published figures are not made like this.
-    """
-    top_class, k, estimation = _selected(selection_counts, estimation_counts)
-    others = estimation.copy()
-    np.put_along_axis(others, top_class[:, None], -1, axis=1)
-    n = estimation.sum(axis=1)
-    p_a_lower = clopper_pearson_lower(k, n, alpha / 2)
-    p_b_upper = clopper_pearson_upper(others.max(axis=1), n, alpha / 2)
-    certified = p_a_lower > p_b_upper
-    gap = special.ndtri(np.where(certified, p_a_lower, 0.5)) - special.ndtri(np.where(certified, p_b_upper, 0.5))
-    return np.where(certified, top_class, ABSTAIN), _checked_sigma(sigma) / 2 * gap
 
 
 def predict(counts: ArrayLike, alpha: float) -> Integers:
@@ -205,14 +187,6 @@ def _checked_sigma(sigma: float) -> float:
     if not 0 < sigma < np.inf:
         raise ValueError(f"sigma > 0 must hold, but got sigma={sigma}")
     return sigma
-
-
-def _selected(selection_counts: ArrayLike, estimation_counts: ArrayLike) -> tuple[Integers, Integers, Integers]:
-    selection, estimation = checked_counts(selection_counts), checked_counts(estimation_counts)
-    if selection.shape != estimation.shape:
-        raise ValueError(f"counts must agree in shape, but got {selection.shape} and {estimation.shape}")
-    top_class = selection[:, :-1].argmax(axis=1)
-    return top_class, np.take_along_axis(estimation, top_class[:, None], axis=1)[:, 0], estimation
 
 
 def _integers(name: str, values: ArrayLike) -> Integers:

@@ -125,21 +125,6 @@ def resampled_acr(
     return acr_at(GRID, weights, at_n, alpha, sigma)
 
 
-def paired_se(
-    a: Votes, b: Votes, *, sigma: float, alpha: float, at_n: int, resamples: int = 200, seed: int = 0
-) -> float:
-    """Bootstrap standard error of the difference of two models' ACR estimates on the same images in one order.
-
-    ``a`` and ``b`` are (k (N,), n (N,)); the models' n may differ.
-    """
-    if np.shape(a[0]) != np.shape(b[0]):
-        raise ValueError(f"both models need the same images, but have counts {np.shape(a[0])} and {np.shape(b[0])}")
-    one, other = (
-        resampled_acr(*votes, sigma=sigma, alpha=alpha, at_n=at_n, resamples=resamples, seed=seed) for votes in (a, b)
-    )
-    return float((one - other).std(ddof=1))
-
-
 def contributions(k: ArrayLike, n: ArrayLike, *, sigma: float, alpha: float, at_n: int) -> Floats:
     """Each image's contribution (N,) to the ACR estimate: their mean is the estimate, its standard error theirs.
 

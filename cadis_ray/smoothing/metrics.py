@@ -45,22 +45,6 @@ def best_over_sigma(
     }  # fmt: skip
 
 
-def most_false_certificates(images: int, alpha: float, confidence: float = 0.999) -> int:
-    """The number of wrong certificates that ``images`` of them exceed with probability at most 1 - ``confidence``.
-
-    The quantile of Bin(images, alpha): each certificate fails with probability at most ``alpha``, and independently,
-    as long as no two images share noise.
-    """
-    if not (images >= 1 and 0 < alpha < 1 and 0 < confidence < 1):
-        raise ValueError("images >= 1, 0 < alpha < 1 and 0 < confidence < 1 must hold, but got"
-                         f" images={images}, alpha={alpha}, confidence={confidence}")  # fmt: skip
-    few, enough = -1, images
-    while enough - few > 1:
-        number = (few + enough) // 2
-        few, enough = (few, number) if special.bdtr(number, images, alpha) >= confidence else (number, enough)
-    return enough
-
-
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of a - b over images, its standard error, and the ends of its confidence interval."""

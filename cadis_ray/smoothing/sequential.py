@@ -16,11 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from cadis_ray.smoothing.bounds import (
-    ABSTAIN,
     Floats,
     Integers,
     check_level,
-    checked_counts,
     checked_trials,
     clopper_pearson_lower,
     votes_needed,
@@ -66,12 +64,6 @@ def lower_sequence(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
         rejected = log_e_value(k, n, middle) >= -np.log(alpha)
         low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return np.where(k == 0, 0.0, low)[()]
-
-
-def upper_sequence(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
-    """Upper confidence bound of p, wrong at any time with probability at most alpha < 1/2; 1 where k = n."""
-    k, n = checked_trials(k, n, least=0)
-    return 1 - lower_sequence(n - k, n, alpha)
 
 
 def capped_lower(k: ArrayLike, n: ArrayLike, alpha: float, cap: int) -> Floats:
@@ -122,22 +114,6 @@ def next_look(n: ArrayLike, cap: int) -> Integers:
     """Samples (N,) an open image should have before the next look: half as many again, by 64 to 512 more, up to cap."""
     n = np.asarray(n, np.int64)
     return np.minimum(n + np.clip(n // 2, *STEP), cap)
-
-
-def sequential_predict(counts: ArrayLike, alpha: float) -> Integers:
-    """The smoothed classifier's class from counts (N, K + 1), or ABSTAIN: so far undecided. At any time.
-
-    Another class is ever returned with probability at most alpha. Bets that the leader has less than half of the
-    votes for it or a rival, one a rival (PPR-1v1 of Jain et al., AISTATS 2022, truncated to one side), at
-    alpha / (K - 1); that against the runner-up grows the least. "No class" competes, and its win is an abstention.
-    """
-    table = checked_counts(counts)
-    check_level(alpha)
-    ordered = np.sort(table, axis=1)
-    first, runner_up = ordered[:, -1], ordered[:, -2]
-    top, classes = table.argmax(axis=1), table.shape[1] - 1
-    sure = log_e_value(first, first + runner_up, 0.5, prior=1.0) >= np.log(max(classes - 1, 1) / alpha)
-    return np.where(sure & (top < classes), top, ABSTAIN)
 
 
 def _capped(k: ArrayLike, n: ArrayLike, cap: int) -> tuple[Integers, Integers]:

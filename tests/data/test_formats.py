@@ -390,11 +390,3 @@ def test_the_test_transform_is_torchvisions(shape: tuple[int, int], size: int, t
     expected: Any = transforms.Compose([transforms.Resize(short), transforms.CenterCrop(size), transforms.ToTensor()])
     place = (data.test.ids == 2).nonzero()[0]
     assert torch.equal(data.test.read(place)[0], expected(Image.fromarray(pixels[1].transpose(1, 2, 0))))
-
-
-def test_a_head_must_have_an_output_for_each_class(tmp_path: Path, images: np.ndarray) -> None:
-    binary_batches(tmp_path / "data", images)
-    data = read("cifar10", tmp_path / "data")
-    data.require_outputs(10)
-    with pytest.raises(DataError, match="1000 outputs, data set 'cifar10' has 10 classes"):
-        data.require_outputs(1000)

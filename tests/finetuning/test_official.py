@@ -1,5 +1,6 @@
 """The authors' checkpoints: read, merged, written; what is not one is refused."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from cadis_ray.errors import DataError
 from cadis_ray.finetuning.official import export_official, import_official
 from cadis_ray.models.adapters.lora import add_lora
-from cadis_ray.models.checkpoints import read_checkpoint, state_hash
+from cadis_ray.models.checkpoints import read_checkpoint
 from cadis_ray.models.classifiers.classifier import Classifier, load_classifier
+from tests.helpers.states import same_weights
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 8, "num_classes": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 HF: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -48,9 +50,9 @@ def save(path: Path, state: dict[str, Tensor], **changed: Any) -> Path:
 def test_out_and_in_again_is_equal_bit_for_bit(tmp_path: Path, make: Any) -> None:
     source, target = make(0), make(1)
     export_official(tmp_path / "checkpoint-20.pth.tar", source, 20, "cifar_vit_base")
-    assert state_hash(source.state_dict()) != state_hash(target.state_dict())
+    assert not same_weights(source.state_dict(), target.state_dict())
     assert import_official(tmp_path / "checkpoint-20.pth.tar", target) == (20, "cifar_vit_base")
-    assert state_hash(source.state_dict()) == state_hash(target.state_dict())
+    assert same_weights(source.state_dict(), target.state_dict())
     held = read_checkpoint(tmp_path / "checkpoint-20.pth.tar")
     assert list(held) == ["epoch", "arch", "state_dict", "optimizer", "fp16_scaler"]
     key = "blocks.1.attn.qkv.weight" if make is vit else "vit.encoder.layer.1.attention.attention.query.weight"
@@ -124,7 +126,7 @@ def test_adapters_of_ours_are_exported_merged(tmp_path: Path) -> None:
 
 def test_what_is_not_such_a_checkpoint_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     classifier = vit(1)
-    before = state_hash(classifier.state_dict())
+    before = deepcopy(classifier.state_dict())
     good = {f"classifier.{key}": value for key, value in vit(0).backbone.state_dict().items()}
     bare = {key.removeprefix("classifier."): value for key, value in good.items()}
     shaped = good | {"classifier.head.weight": torch.zeros(7, 24)}
@@ -148,7 +150,7 @@ def test_what_is_not_such_a_checkpoint_is_refused_and_changes_nothing(tmp_path: 
         import_official(tmp_path / "bare.pth.tar", classifier)
     with pytest.raises(DataError, match=r"another architecture"):
         import_official(save(tmp_path / "hf.pth.tar", good), hugging_face(0))
-    assert state_hash(classifier.state_dict()) == before
+    assert same_weights(classifier.state_dict(), before)
 
 
 def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:

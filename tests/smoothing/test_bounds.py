@@ -158,34 +158,6 @@ def test_the_linf_radius_is_the_largest_cube_within_the_ball():
     assert np.linalg.norm(corner) == pytest.approx(0.5, rel=1e-12)
 
 
-def test_both_bounds_certify_where_rivals_share_the_rest():
-    selection = [[60, 40, 0, 0], [60, 40, 0, 0], [9, 0, 0, 1], [60, 40, 0, 0], [0, 0, 0, 9]]
-    estimation = [[450, 300, 250, 0], [900, 100, 0, 0], [450, 0, 0, 550], [500, 500, 0, 0], [0, 0, 0, 1000]]
-    predict, radius = bounds.certify_top_two(selection, estimation, 0.001, 0.5)
-    assert predict.tolist() == [0, 0, ABSTAIN, ABSTAIN, ABSTAIN]
-    lower, upper = stats.beta.ppf(0.0005, 450, 551), stats.beta.isf(0.0005, 301, 700)
-    gap = stats.norm.ppf(lower) - stats.norm.ppf(upper)
-    two_classes = bounds.certified_radius(900, 1000, 0.0005, 0.5)  # p_b_upper is 1 - p_a_lower then
-    assert radius.tolist() == pytest.approx([0.25 * gap, two_classes, 0, 0, 0], rel=1e-9)
-    with pytest.raises(ValueError, match="sigma > 0"):
-        bounds.certify_top_two(selection, estimation, 0.001, float("nan"))
-    assert bounds.certify(selection, estimation, 0.001, 0.5)[0].tolist() == [ABSTAIN, 0, ABSTAIN, ABSTAIN, ABSTAIN]
-
-
-def test_both_bounds_exceed_the_radius_with_probability_at_most_alpha():
-    """Every outcome of 30 votes over three classes at once: the classes that share the rest need no correction."""
-    n, alpha, sigma = 30, 0.1, 0.5
-    a, b = (grid.ravel() for grid in np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij"))
-    a, b = a[a + b <= n], b[a + b <= n]
-    estimation = np.stack([a, b, n - a - b, 0 * a], axis=1)
-    selection = np.tile([1, 0, 0, 0], (len(a), 1))
-    predict, radius = bounds.certify_top_two(selection, estimation, alpha, sigma)
-    for p in ((0.4, 0.3, 0.3), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.2, 0.2), (0.3, 0.4, 0.3), (0.8, 0.1, 0.1)):
-        chance = stats.multinomial.pmf(estimation[:, :3], n, p)
-        exact = sigma / 2 * (stats.norm.ppf(p[0]) - stats.norm.ppf(max(p[1:])))
-        assert chance @ ((radius > exact) & (predict != ABSTAIN)) <= alpha
-
-
 def test_predict_is_the_two_sided_binomial_test():
     first, second = (grid.ravel() for grid in np.meshgrid(np.arange(31), np.arange(31)))
     first, second = first[first + second > 0], second[first + second > 0]

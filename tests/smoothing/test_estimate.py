@@ -13,7 +13,6 @@ from cadis_ray.smoothing.estimate import (
     mean_radius,
     next_samples,
     npmle,
-    paired_se,
     resampled_acr,
 )
 from cadis_ray.smoothing.metrics import paired_difference
@@ -193,23 +192,6 @@ def test_contributions_are_the_change_by_one_more_such_image():
             for data in (many, [np.append(column, part[i]) for column, part in zip(many, (k, n), strict=True)])
         ]
         assert sums[1] - sums[0] == pytest.approx(each[i], rel=1e-2, abs=1e-2)
-
-
-def test_the_paired_error_is_that_of_the_difference_over_repetitions():
-    rng = np.random.default_rng(7)
-
-    def pair():
-        p = rng.beta(2, 0.5, 400)
-        return votes(rng, p), votes(rng, 0.98 * p)
-
-    found = [pair() for _ in range(100)]
-    differences = [np.subtract(*(contributions(*one, **SETTINGS).mean() for one in both)) for both in found]
-    errors = [paired_se(*both, **SETTINGS, resamples=50) for both in found[:20]]
-    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.25)
-    unpaired = np.hypot(*(resampled_acr(*one, **SETTINGS, resamples=50).std() for one in found[0]))
-    assert np.mean(errors) < 0.7 * unpaired
-    with pytest.raises(ValueError, match="same images"):
-        paired_se(found[0][0], ([1, 2], [3, 3]), **SETTINGS)
 
 
 def test_the_best_of_equal_models_looks_better_than_it_is_and_its_certificate_does_not():

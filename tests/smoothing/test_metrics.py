@@ -6,7 +6,6 @@ from cadis_ray.smoothing.metrics import (
     acr,
     best_over_sigma,
     certified_accuracy,
-    most_false_certificates,
     paired_difference,
 )
 
@@ -64,16 +63,3 @@ def test_the_envelope_takes_each_radius_from_the_sigma_that_is_best_there():
     assert best == {0.0: (0.75, 0.25), 0.25: (0.75, 0.5), 0.35: (0.75, 0.5), 1.0: (0.25, 0.5), 2.0: (0.0, 0.25)}
     with pytest.raises(ValueError, match="at least one sigma"):
         best_over_sigma({}, [0.5])
-
-
-@pytest.mark.parametrize(("images", "alpha", "most"), [(1_000, 0.001, 5), (10_000, 0.001, 21), (1, 0.001, 0)])
-def test_the_number_of_false_certificates_is_bounded_for_the_whole_set(images, alpha, most):
-    assert most_false_certificates(images, alpha, 0.999) == most
-    for confidence in (0.5, 0.9, 0.99999):
-        assert most_false_certificates(images, alpha, confidence) == stats.binom.ppf(confidence, images, alpha)
-
-
-@pytest.mark.parametrize(("images", "alpha", "confidence"), [(0, 0.1, 0.9), (5, 0.0, 0.9), (5, 0.1, 1.0)])
-def test_impossible_sets_of_certificates_are_refused(images, alpha, confidence):
-    with pytest.raises(ValueError, match="must hold"):
-        most_false_certificates(images, alpha, confidence)

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, special, stats
 
-from cadis_ray.smoothing.bounds import ABSTAIN, clopper_pearson_lower, votes_needed
+from cadis_ray.smoothing.bounds import clopper_pearson_lower, votes_needed
 from cadis_ray.smoothing.sequential import (
     capped_lower,
     decide,
     log_e_value,
     lower_sequence,
     next_look,
-    sequential_predict,
-    upper_sequence,
 )
 
 ALPHA = 0.05
@@ -127,7 +125,6 @@ def test_the_lower_sequence_is_where_the_wealth_is_one_over_alpha():
             )
             assert bound == pytest.approx(root, abs=1e-11)
         assert (low[k == 0] == 0).all()
-        assert upper_sequence(k, n, ALPHA) == pytest.approx(1 - lower_sequence(n - k, n, ALPHA), abs=1e-15)
         assert (low <= clopper_pearson_lower(k, n, ALPHA) + 1e-12).all()
 
 
@@ -178,30 +175,6 @@ def test_a_radius_that_the_samples_left_cannot_reach_is_given_up():
 
 def test_looks_grow_by_half_within_limits_and_end_at_the_cap():
     assert next_look([0, 64, 200, 5000, 99_900], 100_000).tolist() == [64, 128, 300, 5512, 100_000]
-
-
-def test_sequential_predict_bets_on_the_leader_against_every_rival():
-    counts = np.random.default_rng(1).integers(0, 60, (300, 5))
-    counts[:, 0] += np.arange(300) // 3
-    counts[200:220, 4] += 150
-    alpha = 0.01
-    q = (np.arange(5000) + 0.5) / 10_000 + 0.5  # the uniform prior on q > 1/2, by the midpoint rule
-    for row, answer in zip(counts, sequential_predict(counts, alpha), strict=True):
-        leader = int(row.argmax())
-        rivals = [np.mean((2 * q) ** row[leader] * (2 - 2 * q) ** row[j]) for j in range(5) if j != leader]
-        assert answer == (leader if min(rivals) >= 3 / alpha and leader < 4 else ABSTAIN)
-
-
-@pytest.mark.parametrize("p", [(0.36, 0.34, 0.3), (0.5, 0.5), (0.4, 0.35, 0.05, 0.2)])
-def test_sequential_predict_returns_another_class_with_probability_at_most_alpha(p):
-    rng = np.random.default_rng(0)
-    counts = np.zeros((4000, len(p) + 1), np.int64)
-    answer = np.full(4000, ABSTAIN)
-    for size in (1, 5, 20, 3, 64, 100, 17, 250, 400):
-        counts[:, :-1] += rng.multinomial(size, p, 4000)
-        answer = np.where(answer == ABSTAIN, sequential_predict(counts, ALPHA), answer)
-    assert stats.binomtest(int((answer > 0).sum()), 4000, ALPHA, alternative="greater").pvalue > 1e-3
-    assert (answer != ABSTAIN).any()
 
 
 @pytest.mark.parametrize(

@@ -101,16 +101,6 @@ class UNet(nn.Module):
         outputs = arch.in_channels * (2 if arch.learn_sigma else 1)
         self.out = nn.Sequential(Norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, outputs, 3, padding=1)))
 
-    def cast_convolutions(self, dtype: torch.dtype) -> None:
-        """Runs the torso in ``dtype`` (bfloat16, say); embedding, norms and the last convolution stay as they are.
-
-        This is a different function from the float32 one: what is certified is the network in this type.
-        """
-        for torso in (self.input_blocks, self.middle_block, self.output_blocks):
-            for module in torso.modules():
-                if isinstance(module, nn.Conv1d | nn.Conv2d):
-                    module.to(dtype)
-
     def project(self, timesteps: Tensor) -> list[Tensor]:
         """The embedding's projection in every residual block: (B,) -> (B, C or 2C) each."""
         embedding = timestep_embedding(timesteps, self.model_channels).to(next(self.time_embed.parameters()).dtype)
