@@ -42,7 +42,7 @@ class Certified:
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class ComparedModel:
     """A compared model: with certificates, or with what a search estimated (``trial``), or both.
 
     ``parameters``: its resolved configuration by dotted path, for finding what differs. A trial's name is the model's.
@@ -63,7 +63,7 @@ class Comparison:
 
     name: str
     dataset: str | None
-    models: tuple[Model, ...]
+    models: tuple[ComparedModel, ...]
     radii: tuple[float, ...]
     winner: str | None = None
     baseline: str | None = None
@@ -98,7 +98,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def differing(models: Sequence[Model]) -> tuple[str, ...]:
+def differing(models: Sequence[ComparedModel]) -> tuple[str, ...]:
     """Dotted paths at which two of the models that have them differ, in the order of the first that has one."""
     paths = dict.fromkeys(path for model in models for path in model.parameters)
     values = {path: {str(model.parameters[path]) for model in models if path in model.parameters} for path in paths}

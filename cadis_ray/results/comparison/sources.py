@@ -12,7 +12,7 @@ import numpy as np
 from cadis_ray.certification.logs import Log, read_log
 from cadis_ray.errors import IntegrityError, UsageError
 from cadis_ray.finetuning.configuration import Configuration
-from cadis_ray.results.comparison.compare import Certified, Comparison, Model, Protocol
+from cadis_ray.results.comparison.compare import Certified, ComparedModel, Comparison, Protocol
 from cadis_ray.results.records import estimate_of, flat
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.metrics import acr
@@ -50,7 +50,7 @@ def read_logs(paths: Sequence[Path], sigma: float | None = None) -> Comparison:
         said = SIGMA.search(stem)
         its = sigma or (float(said.group(1)) if said else 0) or None
         method = SIGMA.sub("", stem, count=1) or path.parent.name or "logs"
-        models.append(Model(name, {}, _certified(read_log(path), method, its, None)))
+        models.append(ComparedModel(name, {}, _certified(read_log(path), method, its, None)))
     return Comparison("logs", None, tuple(models), LOG_RADII, notes=UNKNOWN)
 
 
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> Comparison:
             record["number"], record["name"], record["baseline"], record["state"], record["reason"],
             record["parameters"], estimate_of(record.get("estimate")),
         )  # fmt: skip
-        models.append(Model(trial.name, _parameters(own), certified.get(trial.name), trial))
+        models.append(ComparedModel(trial.name, _parameters(own), certified.get(trial.name), trial))
     baselines = {m.trial.number: m.name for m in models if m.certified and m.trial and m.trial.baseline}
     first = baselines[min(baselines)] if baselines else None
     return Comparison(study.name, study.base.data.name, tuple(models), settings.radii, result["winner"], first)
@@ -123,7 +123,7 @@ def _certified_models(folder: Path, request: Mapping[str, Any]) -> Comparison:
         path, protocol = RunFolder(folder).certificates(name), _protocol(base.certification)
         if not path.exists():
             raise UsageError(f"{folder}: {name} is not certified yet; finish it with certify --resume")
-        models.append(Model(name, _parameters(chosen), _certified(read_log(path), name, base.sigma, protocol)))
+        models.append(ComparedModel(name, _parameters(chosen), _certified(read_log(path), name, base.sigma, protocol)))
     return Comparison(folder.resolve().name, base.data.name, tuple(models), base.certification.radii)
 
 

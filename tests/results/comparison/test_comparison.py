@@ -7,8 +7,8 @@ from scipy import stats
 from cadis_ray.errors import UsageError
 from cadis_ray.results.comparison.compare import (
     Certified,
+    ComparedModel,
     Comparison,
-    Model,
     Protocol,
     differences,
     differing,
@@ -34,7 +34,7 @@ def certified(radius, sigma: float | None = 0.5, method="m", protocol: Protocol 
 
 def comparison(baseline: str | None = None, /, **models: Certified) -> Comparison:
     return Comparison(
-        "t", None, tuple(Model(name, {}, c) for name, c in models.items()), (0.0, 0.5, 1.0), baseline=baseline
+        "t", None, tuple(ComparedModel(name, {}, c) for name, c in models.items()), (0.0, 0.5, 1.0), baseline=baseline
     )
 
 
@@ -113,9 +113,9 @@ def test_records_hold_the_metrics_and_their_standard_errors():
 
 def test_only_parameters_that_differ_are_columns_and_what_a_recipe_lacks_does_not_differ():
     models = [
-        Model("a", {"sigma": 0.5, "x.r": 4, "x.lr": 0.1, "x.recipe": "f"}, drawn(1)),
-        Model("b", {"sigma": 0.5, "x.r": 8, "x.lr": 0.1, "x.recipe": "f"}, drawn(2)),
-        Model("c", {"sigma": 0.5, "x.recipe": "none"}, drawn(3)),
+        ComparedModel("a", {"sigma": 0.5, "x.r": 4, "x.lr": 0.1, "x.recipe": "f"}, drawn(1)),
+        ComparedModel("b", {"sigma": 0.5, "x.r": 8, "x.lr": 0.1, "x.recipe": "f"}, drawn(2)),
+        ComparedModel("c", {"sigma": 0.5, "x.recipe": "none"}, drawn(3)),
     ]
     assert differing(models) == ("x.r", "x.recipe")
     table = certificates_table(Comparison("t", "d", tuple(models), (0.5,)))
@@ -126,7 +126,7 @@ def test_only_parameters_that_differ_are_columns_and_what_a_recipe_lacks_does_no
 def test_estimates_never_stand_among_certificates():
     guess = Estimate(0.777, 0.01, 0.9, {0.0: 0.999}, 100_000, 400, 64)
     trials = [TrialResult(i, name, i == 0, "complete", None, {}, guess) for i, name in enumerate("ab")]
-    models = (Model("a", {}, drawn(1), trials[0]), Model("b", {}, None, trials[1]))
+    models = (ComparedModel("a", {}, drawn(1), trials[0]), ComparedModel("b", {}, None, trials[1]))
     made = Comparison("t", "d", models, (0.0, 0.5), winner="b")
     table = certificates_table(made)
     assert [row[0] for row in table.rows] == ["a"]
