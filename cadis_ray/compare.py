@@ -82,18 +82,11 @@ def compare(
     if runs is not None and experiment is None:
         raise UsageError("--runs: names runs of an --experiment; give it too")
     asked = None if radii is None else numbers("--radii", radii, "different numbers >= 0", _are_radii)
-    from cadis_ray.results.comparison.sources import read_logs, read_run
-
-    if experiment is not None:
-        comparison = _experiment(experiment, runs, tracking)
-    else:
-        comparison = read_logs(paths, sigma) if logs else read_run(paths[0])
+    comparison = _on_disk(paths, logs, sigma) if experiment is None else _experiment(experiment, runs, tracking)
     comparison = replace(
         comparison, radii=asked or comparison.radii, baseline=comparison.baseline if baseline is None else baseline
     )
-    if format is Format.JSON:
-        _write(_json(comparison, published), out)
-    elif format is Format.TABLE and out is None:
+    if format is Format.TABLE and out is None:
         _show(_tables(comparison, published))
     else:
         _write(_text(comparison, published, format), out)
@@ -122,6 +115,12 @@ def sync(
     uri = address(study, folder)
     where = without_secrets(uri, uri)
     print(f"{folder}: {trials} trials and baselines are in MLflow at {where}; {sent} things were missing, all are sent")
+
+
+def _on_disk(paths: list[Path], logs: bool, sigma: float | None) -> "Comparison":
+    from cadis_ray.results.comparison.sources import read_logs, read_run
+
+    return read_logs(paths, sigma) if logs else read_run(paths[0])
 
 
 def _experiment(name: str, runs: str | None, tracking: str) -> "Comparison":
@@ -178,6 +177,8 @@ def _json(comparison: "Comparison", dataset: str | None) -> str:
 def _text(comparison: "Comparison", dataset: str | None, format: Format) -> str:
     from cadis_ray.results.comparison import formats
 
+    if format is Format.JSON:
+        return _json(comparison, dataset)
     title, tables = f"Comparison: {comparison.name}", _tables(comparison, dataset)
     if format is Format.MARKDOWN:
         return formats.to_markdown_page(title, tables)

@@ -5,13 +5,18 @@ Those of digits ship with the package; those of cifar10 are small enough for two
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from cadis_ray.data.settings import Data
 from cadis_ray.errors import UsageError
 from cadis_ray.interface.command import command
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cadis_ray.data import Split
 
 
 class Recipe(NamedTuple):
@@ -74,7 +79,6 @@ def pretrain(
     import torch
 
     from cadis_ray.data import load
-    from cadis_ray.models.checkpoints import write_safetensors
     from cadis_ray.models.classifiers.classifier import load_classifier
     from cadis_ray.models.denoisers.diffusion import make_denoiser
     from cadis_ray.models.memory import keep_freed_memory
@@ -98,10 +102,8 @@ def pretrain(
     ):
         if epoch % 10 == 0 or epochs < 10:
             print(f"classifier: epoch {epoch} of {epochs}, loss {loss:.4f}", flush=True)
-    with torch.inference_mode():
-        hits = classifier(2 * images.test.images - 1).argmax(1) == images.test.labels
-    accuracy = hits.double().mean().item()
-    print(f"classifier: clean test accuracy {accuracy:.2%} on {len(hits)} images", flush=True)
+    accuracy = _accuracy(classifier, images.test)
+    print(f"classifier: clean test accuracy {accuracy:.2%} on {len(images.test.labels)} images", flush=True)
     denoiser = make_denoiser("improved_diffusion", recipe.denoiser)
     timesteps = None if recipe.max_sigma is None else denoiser.timestep(recipe.max_sigma) + 1
     pixels = train.images if name == "digits" else None
@@ -114,16 +116,27 @@ def pretrain(
     ):
         print(f"denoiser: step {step} of {steps}, loss {loss:.4f}", flush=True)
     out.mkdir(parents=True)
-    write_safetensors(out / f"{name}_classifier.safetensors", classifier.backbone.state_dict())
-    write_safetensors(out / f"{name}_denoiser.safetensors", denoiser.network.state_dict())
     made = {"data": name, "train_images": len(train.ids), "seed": seed}
-    sidecars = {
-        f"{name}_classifier": {"config": recipe.classifier, "epochs": epochs, "clean_test_accuracy": accuracy},
-        f"{name}_denoiser": {"config": recipe.denoiser, "steps": steps},
-    }
-    for kind, record in sidecars.items():
-        (out / f"{kind}.json").write_text(json.dumps(made | record, indent=2) + "\n")
+    own = {"config": recipe.classifier, "epochs": epochs, "clean_test_accuracy": accuracy}
+    _write(out / f"{name}_classifier", classifier.backbone, made | own)
+    _write(out / f"{name}_denoiser", denoiser.network, made | {"config": recipe.denoiser, "steps": steps})
     print(f"written to {out}/")
+
+
+def _accuracy(classifier: "nn.Module", test: "Split") -> float:
+    import torch
+
+    with torch.inference_mode():
+        hits = classifier(2 * test.images - 1).argmax(1) == test.labels
+    return hits.double().mean().item()
+
+
+def _write(path: Path, network: "nn.Module", record: dict[str, Any]) -> None:
+    """Write the weights and, beside them, how they were made; ``path`` is without its suffix."""
+    from cadis_ray.models.checkpoints import write_safetensors
+
+    write_safetensors(path.with_suffix(".safetensors"), network.state_dict())
+    path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

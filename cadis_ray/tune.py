@@ -3,12 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cadis_ray.errors import UsageError
 from cadis_ray.interface.command import command
+
+if TYPE_CHECKING:
+    from cadis_ray.study.study import Study
 
 
 def tune(
@@ -68,9 +71,13 @@ def tune(
     if result := done(run_dir):
         print(f"{run_dir} is done; its winner is {result['winner']}. Report: {RunFolder(run_dir).report_html}")
         return
+    _run(chosen, run_dir, address)
+
+
+def _run(study: "Study", run_dir: Path, address: str) -> None:
     from cadis_ray.engine.run import run
 
-    code = run(chosen, run_dir, address)
+    code = run(study, run_dir, address)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: what Ray and MLflow leave at exit could keep an interrupted process beyond its grace period.

@@ -118,45 +118,61 @@ def trial_epochs(
         optimiser = _spsa(classifier, settings, seed) if spsa else make_optimiser(classifier, settings)
     done, standing = restore_checkpoint(resume, classifier, optimiser) if resume else (0, BEGINNING)
     frozen = _frozen(configuration).to(worker.device) if settings.update_selection == "frozen" else None
-    steps = -(-len(data.train.ids) // settings.batch_size)
+    training = _Training(configuration, data, seed, worker, classifier, model, optimiser, frozen, keep)
     for epoch in range(done, settings.last_epoch):
-        began = standing if epoch == done else BEGINNING
-        kept = bool(began.steps)
-
-        def after_step(reached: Standing, epoch: int = epoch) -> None:
-            nonlocal kept
-            if reached.steps % NOTICE_STEPS or reached.steps == steps or kept or not worker.leaving():
-                return
-            kept = True
-            keep(Interruption(epoch, _standing_of_all(reached, worker), classifier, optimiser))
-
         drawn = _noisy_train(configuration, data, seed, epoch) if settings.recipe in NOISY else denoised_train(epoch)
-        batches = _batches(
-            data.train, configuration.data.augmentation, drawn, settings, seed, epoch, worker, began.steps
-        )
-        if isinstance(optimiser, SpsaGc):
-            metrics = spsa_epoch(
-                classifier, optimiser, batches, epoch=epoch, first_step=epoch * steps,
-                average=lambda value: _summed([value], worker)[0] / worker.world,
-            )  # fmt: skip
-        else:
-            metrics = train_epoch(
-                model,
-                optimiser,
-                batches,
-                settings,
-                epoch=epoch,
-                first_step=epoch * steps,
-                total_steps=settings.epochs * steps,
-                bare=classifier,
-                selection_classifier=frozen,
-                done=began if worker.rank == 0 else Standing(began.steps),
-                after_step=after_step,
-            )
+        metrics = training.epoch(epoch, drawn, standing if epoch == done else BEGINNING)
         rung = rung_at(budgets, epoch + 1, settings.last_epoch)
         counts = _count(base, data, validation, rung, seed, worker)
         metrics = _of_all(metrics, worker)
         yield Epoch(epoch + 1, metrics | spent(metrics["images"], counts), counts, classifier, optimiser)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all epochs of a trial that trains share; ``model`` is the ``classifier``, wrapped for several workers."""
+
+    configuration: Configuration
+    data: DataSet
+    seed: int
+    worker: Worker
+    classifier: Trained
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    frozen: nn.Module | None
+    keep: Callable[[Interruption], None]
+
+    def epoch(self, epoch: int, drawn: Denoised, began: Standing) -> dict[str, float]:
+        """Take the steps of an epoch but for those that ``began`` has; returns this worker's means over its images."""
+        settings, worker = self.configuration.finetuning, self.worker
+        steps = -(-len(self.data.train.ids) // settings.batch_size)
+        augmentation = self.configuration.data.augmentation
+        batches = _batches(self.data.train, augmentation, drawn, settings, self.seed, epoch, worker, began.steps)
+        if isinstance(self.optimiser, SpsaGc):
+            return spsa_epoch(
+                self.classifier, self.optimiser, batches, epoch=epoch, first_step=epoch * steps,
+                average=lambda value: _summed([value], worker)[0] / worker.world,
+            )  # fmt: skip
+        return train_epoch(
+            self.model, self.optimiser, batches, settings,
+            epoch=epoch, first_step=epoch * steps, total_steps=settings.epochs * steps,
+            bare=self.classifier, selection_classifier=self.frozen,
+            done=began if worker.rank == 0 else Standing(began.steps),
+            after_step=self._keeping(epoch, steps, bool(began.steps)),
+        )  # fmt: skip
+
+    def _keeping(self, epoch: int, steps: int, kept: bool) -> Callable[[Standing], None]:
+        """Make what keeps the trial once in an epoch of so many ``steps``, where a worker is leaving."""
+
+        def after_step(reached: Standing) -> None:
+            nonlocal kept
+            if reached.steps % NOTICE_STEPS or reached.steps == steps or kept or not self.worker.leaving():
+                return
+            kept = True
+            standing = _standing_of_all(reached, self.worker)
+            self.keep(Interruption(epoch, standing, self.classifier, self.optimiser))
+
+        return after_step
 
 
 def _noisy_train(configuration: Configuration, data: DataSet, seed: int, epoch: int) -> Noisy:
