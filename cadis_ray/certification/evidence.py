@@ -83,10 +83,9 @@ def verify(folder: Path) -> list[str]:
     stored, problems = CountsStore(RunFolder(folder).counts).load(), []
     for name, sources in sources_of(request, test).items():
         votes = votes_of(request, stored, sources, ids, num_classes + 1)
-        wanted = mode.wanted(settings, sigma, labels, votes)
-        incomplete = np.any([votes[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
-        if incomplete.any():
-            problems += [f"{name}: image {image}: votes are missing" for image in ids[incomplete].tolist()]
+        lacking = mode.lacking(settings, sigma, labels, votes)
+        if lacking.any():
+            problems += [f"{name}: image {image}: votes are missing" for image in ids[lacking].tolist()]
             continue
         expected = certificates_from(name, request.base, ids, labels, votes)
         largest = max_radius(settings.n, settings.alpha, sigma)

@@ -61,11 +61,7 @@ def count_models(
         """The votes there are, and which images (N,) have fewer than their mode wants."""
         stored = store.load()
         votes = {name: votes_of(request, stored, own, ids, num_classes + 1) for name, own in sources.items()}
-        lacking = {}
-        for name, own in votes.items():
-            wanted = mode.wanted(settings, base.sigma, labels, own)
-            lacking[name] = np.any([own[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
-        return votes, lacking
+        return votes, {name: mode.lacking(settings, base.sigma, labels, own) for name, own in votes.items()}
 
     if settings.mode == "protocol" and not request.recount:
         items = list(pending_blocks(request, sources, store.load(), ids))

@@ -10,7 +10,7 @@ from cadis_ray.interface.section import A_LIST, Count, NonNegative, Positive, Se
 class Denoiser(Section):
     """A diffusion denoiser. ``checkpoint``: a path, or ``package:FILE`` for one that ships with it; of the family
     diffusers, a pipeline's folder, without ``config``. ``noise``: where its noise is exactly sigma, see
-    ``models.denoisers.Denoiser.add_noise``."""
+    ``models.denoisers.diffusion.Denoiser.add_noise``."""
 
     family: Literal["improved_diffusion", "guided_diffusion", "diffusers"]
     checkpoint: str

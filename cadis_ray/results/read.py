@@ -74,8 +74,7 @@ def _certificates(run_dir: Path, base: Configuration, name: str, stored: Mapping
     for stream, n in mode.most(settings).items():
         blocks = stored.get(Source(*hashes, base.sigma, root, int(stream)), NO_BLOCKS)
         votes[stream] = blocks.prefix(ids, n, len(first["n0_counts"]))
-    wanted = mode.wanted(settings, base.sigma, label, votes)
-    if any((votes[stream].sum(axis=1) < n).any() for stream, n in wanted.items()):
+    if mode.lacking(settings, base.sigma, label, votes).any():
         raise IntegrityError(f"{run_dir}: votes of {name} are missing; finish the run, or restore its counts folder")
     log = read_log(RunFolder(run_dir).certificates(name))
     found = certificates_from(name, base, ids, label, votes, log.seconds)

@@ -17,7 +17,7 @@ def importance(study: Study, trials: list[TrialResult]) -> dict[str, float]:
     import optuna
 
     known = optuna.create_study(direction="maximize")
-    complete = [trial for trial in trials if not trial.baseline and trial.state == "complete" and trial.estimate]
+    complete = [trial for trial in trials if trial.candidate]
     for trial in complete:
         assert trial.estimate
         found, described = scores(study.objective, trial.estimate)[0], distributions(study.space, trial.parameters)

@@ -85,9 +85,9 @@ def pareto_front(trials: list[TrialResult], objective: Objective = ACR) -> list[
     """
     limit = _limit(trials, objective)
     judged = [
-        (violation(trial.estimate, limit), scores(objective, trial.estimate), trial)
+        (violation(estimate, limit), scores(objective, estimate), trial)
         for trial in trials
-        if not trial.baseline and trial.state == "complete" and trial.estimate
+        if (estimate := trial.candidate)
     ]
     least = min((missing for missing, _, _ in judged), default=0.0)
     candidates = [(values, trial) for missing, values, trial in judged if missing == least]

@@ -34,6 +34,11 @@ class TrialResult:
     seconds: float | None = None
     recount: Estimate | None = None
 
+    @property
+    def candidate(self) -> Estimate | None:
+        """The estimate of a searched trial that ended well, which may win; None for any other."""
+        return self.estimate if self.state == "complete" and not self.baseline else None
+
 
 def estimate_from(
     configuration: Configuration, labels: np.ndarray, counts: np.ndarray, resamples: int = 200

@@ -72,7 +72,7 @@ def certify_images(
         ids: (N,) int64 in [0, 2**32), all different: addresses of the images' noise. None: 0 to N - 1.
         num_classes: K. None: as many as the classifier's logits.
         denoise: ``denoise(images, noise, sigma=sigma)`` adds sigma times the standard normal noise and gives what the
-            classifier takes, as ``models.denoisers.Denoiser.denoise``.
+            classifier takes, as ``models.denoisers.diffusion.Denoiser.denoise``.
         labels: (N,) int64. With 30 or more, a classifier no better than a constant answer is refused.
         batch_size: Samples at a time, >= 1; halved where the device's memory runs out. Changes no count.
         block: Samples of an image that are counted in one go, >= 1. Changes no count.

@@ -4,7 +4,7 @@ All are functions of votes alone, so that counting can stop and go on anywhere, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from cadis_ray.smoothing.bounds import ABSTAIN, certify, radius_of
 from cadis_ray.smoothing.estimate import SCHEDULE, next_samples
 from cadis_ray.smoothing.noise import Stream
 from cadis_ray.smoothing.sequential import capped_lower, decide, next_look
-
-if TYPE_CHECKING:
-    from cadis_ray.smoothing.settings import Certification
+from cadis_ray.smoothing.settings import Certification
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -28,9 +26,14 @@ class Mode(NamedTuple):
     sigma, votes)``: (predict, radius, p_a_lower), each (N,); None where votes make no certificate.
     """
 
-    most: Callable[["Certification"], Mapping[Stream, int]]
-    wanted: Callable[["Certification", float, Integers, Votes], Mapping[Stream, Integers]]
-    conclude: Callable[["Certification", float, Votes], tuple[Integers, Floats, Floats]] | None
+    most: Callable[[Certification], Mapping[Stream, int]]
+    wanted: Callable[[Certification, float, Integers, Votes], Mapping[Stream, Integers]]
+    conclude: Callable[[Certification, float, Votes], tuple[Integers, Floats, Floats]] | None
+
+    def lacking(self, settings: Certification, sigma: float, labels: Integers, votes: Votes) -> NDArray[np.bool_]:
+        """Which images (N,) have fewer votes than they should have: nothing may be concluded of them."""
+        wanted = self.wanted(settings, sigma, labels, votes)
+        return np.any([votes[stream].sum(axis=1) < n for stream, n in wanted.items()], axis=0)
 
 
 def _selected(votes: Votes) -> tuple[Integers, Integers, Integers]:
@@ -40,21 +43,19 @@ def _selected(votes: Votes) -> tuple[Integers, Integers, Integers]:
     return top_class, k, votes[Stream.ESTIMATION].sum(axis=1)
 
 
-def _both(settings: "Certification") -> Mapping[Stream, int]:
+def _both(settings: Certification) -> Mapping[Stream, int]:
     return {Stream.SELECTION: settings.n0, Stream.ESTIMATION: settings.n}
 
 
-def _all(settings: "Certification", sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
+def _all(settings: Certification, sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
     return {stream: np.full(len(labels), n) for stream, n in _both(settings).items()}
 
 
-def _protocol(settings: "Certification", sigma: float, votes: Votes) -> tuple[Integers, Floats, Floats]:
+def _protocol(settings: Certification, sigma: float, votes: Votes) -> tuple[Integers, Floats, Floats]:
     return certify(votes[Stream.SELECTION], votes[Stream.ESTIMATION], settings.alpha, sigma)
 
 
-def _until_settled(
-    settings: "Certification", sigma: float, labels: Integers, votes: Votes
-) -> Mapping[Stream, Integers]:
+def _until_settled(settings: Certification, sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
     """A next look at every image that is not settled; none before its class is selected."""
     _, k, n = _selected(votes)
     done = decide(k, n, settings.radii, sigma=sigma, alpha=settings.alpha, cap=settings.n).settled
@@ -65,7 +66,7 @@ def _until_settled(
     }
 
 
-def _sequential(settings: "Certification", sigma: float, votes: Votes) -> tuple[Integers, Floats, Floats]:
+def _sequential(settings: Certification, sigma: float, votes: Votes) -> tuple[Integers, Floats, Floats]:
     top_class, k, n = _selected(votes)
     p_a_lower = capped_lower(k, n, settings.alpha, cap=settings.n)
     return np.where(p_a_lower > 0.5, top_class, ABSTAIN), radius_of(p_a_lower, sigma), p_a_lower
@@ -74,10 +75,10 @@ def _sequential(settings: "Certification", sigma: float, votes: Votes) -> tuple[
 def few_samples(stream: Stream, schedule: Sequence[int]) -> Mode:
     """As many samples of ``stream`` as ``next_samples`` wants by ``schedule``: for an estimate, no certificate."""
 
-    def most(settings: "Certification") -> Mapping[Stream, int]:
+    def most(settings: Certification) -> Mapping[Stream, int]:
         return {stream: max(schedule)}
 
-    def wanted(settings: "Certification", sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
+    def wanted(settings: Certification, sigma: float, labels: Integers, votes: Votes) -> Mapping[Stream, Integers]:
         table = votes[stream]
         k = np.take_along_axis(table, labels[:, None], axis=1)[:, 0]
         return {stream: next_samples(k, table.sum(axis=1), schedule)}

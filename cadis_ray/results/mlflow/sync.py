@@ -52,7 +52,7 @@ def sync(
 ) -> None:
     """Bring MLflow up to the ledger; with a ``result`` also final metrics, figures, certificates and reports.
 
-    Call it with a result after ``write_report``, whose files it sends. Where: ``tracked.address``; a bare SQLite file
+    Call it with a result after ``write_report``, whose files it sends. Where: ``store.address``; a bare SQLite file
     has its artifacts in ``mlartifacts`` beside it; experiment: ``study.tracking.experiment`` or the study's name.
     ``status`` is the parent run's. Raises whatever MLflow raises; what was taken before that is not sent again.
     """

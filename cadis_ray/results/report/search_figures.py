@@ -19,7 +19,7 @@ FRONT = "#D55E00"
 
 def figures_of(result: StudyResult) -> dict[str, Figure]:
     """The figures that a result has something to show in, by file name."""
-    searched = [trial for trial in result.trials if not trial.baseline and trial.state == "complete" and trial.estimate]
+    searched = [trial for trial in result.trials if trial.candidate]
     drawn: dict[str, Figure] = {}
     if searched and len(result.metrics) > 1:
         drawn["pareto_front"] = pareto_front(result, searched)

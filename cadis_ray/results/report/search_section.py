@@ -62,7 +62,7 @@ def _recounting(result: StudyResult) -> Iterator[str]:
 def _objective(result: StudyResult) -> Iterator[str]:
     maximised = " and ".join(label(metric) for metric in result.metrics)
     yield f"Maximised: {maximised}, estimated on validation images."
-    searched = [trial for trial in result.trials if not trial.baseline and trial.state == "complete" and trial.estimate]
+    searched = [trial for trial in result.trials if trial.candidate]
     if result.clean_limit is not None:
         below = [t.name for t in searched if t.estimate and violation(t.estimate, result.clean_limit)]
         named = f": {', '.join(below)}" if below else ""
