@@ -13,7 +13,6 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 LONG = {
     "finetuning.recipes.ft_cadis.ft_cadis_loss",  # a signature and a docstring of 51 lines: the paper's ablations
-    "study.forecast.forecast",
 }
 COMMANDS = {"certify.certify", "compare.compare"}  # of typer: a parameter is an option of the command line
 # Functions of the science: most of their parameters have to be given by name.
@@ -21,7 +20,9 @@ NUMERICAL = {
     "finetuning.epoch.train_epoch",
     "finetuning.recipes.ft_cadis.ft_cadis_loss",
     "finetuning.trial.trial_epochs",
+    "smoothing.certifier._counting",
     "smoothing.certifier.certify_images",
+    "smoothing.certifier.predict_images",
     "smoothing.sampling.sample_votes",
 }
 
