@@ -11,20 +11,18 @@ PACKAGE = ROOT / "cadis_ray"
 LINES, PARAMETERS = 60, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-LONG = {
-    "finetuning.recipes.ft_cadis.ft_cadis_loss",  # a signature and a docstring of 51 lines: the paper's ablations
-}
+LONG = {"finetuning.recipes.ft_cadis.ft_cadis_loss"}  # a documented switch for each ablation
 COMMANDS = {"certify.certify", "compare.compare"}  # of typer: a parameter is an option of the command line
 # Functions of the science: most of their parameters have to be given by name.
 NUMERICAL = {
     "finetuning.epoch.train_epoch",
     "finetuning.recipes.ft_cadis.ft_cadis_loss",
     "finetuning.trial.trial_epochs",
-    "smoothing.certifier._counting",
     "smoothing.certifier.certify_images",
     "smoothing.certifier.predict_images",
     "smoothing.sampling.sample_votes",
 }
+OTHERS = {"smoothing.certifier._counting"}  # what the two of certifier share
 
 
 def functions(text: str) -> Iterator[Function]:
@@ -56,7 +54,9 @@ def test_no_function_is_long_but_those_named() -> None:
 
 
 def test_no_function_takes_many_parameters_but_those_named() -> None:
-    assert {name for name, function in FUNCTIONS if parameters(function)[1] > PARAMETERS} == COMMANDS | NUMERICAL
+    assert {
+        name for name, function in FUNCTIONS if parameters(function)[1] > PARAMETERS
+    } == COMMANDS | NUMERICAL | OTHERS
 
 
 @pytest.mark.parametrize("name", sorted(NUMERICAL))
