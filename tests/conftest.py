@@ -1,10 +1,15 @@
 """Tiers: what a test may start is said by its marker; one without a marker is a unit test and starts nothing."""
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+# Ray reads them once, when the first test module imports it: a cluster asks for its token, and its drivers show it.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}  # if busy
 
 TIERS = ("process", "ray", "tracking", "nodes")
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")

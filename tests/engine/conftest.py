@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# Ray reads them once, when the first test module imports it: a cluster asks for its token, and its drivers show it.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}  # if busy
 from tests.helpers.engine import Cluster
 
 

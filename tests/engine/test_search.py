@@ -205,7 +205,7 @@ def test_nsga2_breeds_from_the_generations_of_the_rebuilt_study(study: Study, tm
             ledger.open_trial(number, f"t{number}", "b" if baseline else None, {} if baseline else parent)
             ledger.record_epoch(number, 1, {"acr": 0.1}, COUNTS)
             ledger.close_trial(number, "complete")
-        past = [searcher._told(row, None) for row in ledger.trials()[2:]]
+        past = [searcher.proposal._told(row, None) for row in ledger.trials()[2:]]
     children = [draw(study, index, [*past], []) for index in range(10, 20)]
     kept = sum(child[path] == value for child in children for path, value in parent.items())
     assert kept >= 20
@@ -263,8 +263,8 @@ def test_optuna_is_told_metrics_from_the_counts_and_the_missing_clean_accuracy(s
             ledger.record_epoch(drawn["number"], 1, {"acr": 9.0}, counts)
             ledger.close_trial(drawn["number"], "complete")
         rows = {row.number: row for row in ledger.trials()}
-        limit, settled = searcher._clean_limit(rows)
-        told = searcher._told(rows[2], limit)
+        limit, settled = searcher.proposal._clean_limit(rows)
+        told = searcher.proposal._told(rows[2], limit)
     assert settled
     assert limit == pytest.approx(0.75, abs=0.01)
     assert told.values == pytest.approx([0.5, 0.5], abs=0.01)
@@ -310,7 +310,7 @@ def test_a_warm_start_is_learnt_from_and_no_trial_of_the_study(study: Study, tmp
         searcher = StudySearcher(after, warm, "session-001", LABELS)
     with Ledger(before / "ledger.sqlite") as ledger:
         complete = [row for row in ledger.trials() if row.baseline is None and row.state == "complete"]
-    assert [found for found, _ in searcher.warm] == [row.parameters for row in complete]
+    assert [found for found, _ in searcher.proposal.warm] == [row.parameters for row in complete]
     assert informed != usual
 
 
