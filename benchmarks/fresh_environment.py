@@ -60,7 +60,9 @@ def compare(run: Path, images: int, n: int, folder: Path) -> dict[str, object]:
     write_pyfunc(folder / "model", study, result, row)
     base = changed(study.base, {"certification.images": images, "certification.n0": N0, "certification.n": n})
     test, _ = certified_images(base)
-    model = Model(configuration(study, row.parameters), Path(row.checkpoint) if row.checkpoint else None)
+    model = Model(
+        configuration(study, row.parameters), RunFolder(run).checkpoint(row.checkpoint) if row.checkpoint else None
+    )
     count = Count(Request(base, {row.name: model}, study.seed), 64, "cpu", 1)
     item = {"rows": np.arange(images), "models": [row.name], "start": 0, "block": n}
     sizes = {Stream.SELECTION: N0, Stream.ESTIMATION: n}

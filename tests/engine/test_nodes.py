@@ -24,6 +24,7 @@ from cadis_ray.finetuning.base_classifier import load_base, load_view
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.sampling import sample_votes
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.load import load_study
 from tests.helpers.engine import (
     Cluster,
@@ -86,7 +87,10 @@ def test_a_trial_outlives_its_worker_and_its_node(nodes: ray.cluster_utils.Clust
     with Ledger(folder / "ledger.sqlite") as ledger:
         (trial,), kept = ledger.trials(), ledger.epochs(0)[-1].checkpoint
     assert kept
-    ours, theirs = states(Path(kept)), undisturbed(load_study(study), trial.parameters, tmp_path / "undisturbed")
+    ours, theirs = (
+        states(RunFolder(folder).checkpoint(kept)),
+        undisturbed(load_study(study), trial.parameters, tmp_path / "undisturbed"),
+    )
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], atol=1e-6, rtol=0)

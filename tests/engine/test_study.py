@@ -23,6 +23,7 @@ from cadis_ray.smoothing.bounds import certify
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.smoothing.noise import Stream, gaussian
 from cadis_ray.storage.ledger import Ledger
+from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import configuration
 from tests.helpers.engine import Cluster, epochs_recorded, small_study, write_study
@@ -145,7 +146,9 @@ def test_certificates_follow_from_sampling_one_image_at_a_time(finished: Run) ->
     with Ledger(finished.folder / "ledger.sqlite") as ledger:
         row = next(row for row in ledger.trials() if row.name == name)
     assert row.checkpoint
-    classifier = load_finetuned(configuration(study, row.parameters), Path(row.checkpoint))
+    classifier = load_finetuned(
+        configuration(study, row.parameters), RunFolder(finished.folder).checkpoint(row.checkpoint)
+    )
     base, settings = study.base, study.base.certification
     denoiser = load_denoiser(base.denoiser.family, base.denoiser.checkpoint, base.denoiser.config)
     test = load(base.data).test.first(settings.images)
@@ -171,7 +174,10 @@ def test_the_checkpoint_counted_is_the_one_that_is_kept(finished: Run) -> None:
         row = next(row for row in ledger.trials() if row.name == name)
     assert row.checkpoint
     counted = {source.checkpoint for source in evidence(finished.folder)[1]}
-    assert model_identity(configuration(study, row.parameters), Path(row.checkpoint)) in counted
+    assert (
+        model_identity(configuration(study, row.parameters), RunFolder(finished.folder).checkpoint(row.checkpoint))
+        in counted
+    )
 
 
 def test_asked_again_it_says_that_it_is_done(finished: Run, cluster: Cluster) -> None:

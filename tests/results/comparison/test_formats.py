@@ -56,6 +56,7 @@ def test_latex_has_balanced_braces_and_as_many_cells_as_columns():
     assert not re.search(r"(?<!\\)[%#$_]", text.replace("\\par\\footnotesize", ""))
 
 
+@pytest.mark.process
 def test_latex_compiles(tmp_path: Path):
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed; only the structure was tested")
