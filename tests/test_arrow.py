@@ -162,6 +162,7 @@ def came_along(modules: Iterable[str], unwanted: tuple[str, ...], forbidden: tup
     return done.stdout.strip()
 
 
+@pytest.mark.process
 def test_all_but_engine_and_mlflow_run_where_ray_and_mlflow_cannot_be_imported() -> None:
     modules = [
         module for module in MODULES

@@ -49,6 +49,7 @@ def test_wrong_arguments_exit_2_with_one_message(tmp_path: Path, arguments: tupl
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
     done = tune(DIGITS, "--dry-run", where=tmp_path)
     assert done.returncode == 0, done.stderr
