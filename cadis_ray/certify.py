@@ -50,10 +50,10 @@ def certify(
 
       python -m cadis_ray.certify verify certified --recompute 1%
     """
+    from cadis_ray.study.folder import check_place
     from cadis_ray.study.sections import Resources
 
-    if address == "auto":
-        raise UsageError("--address auto: would take whatever cluster is found; give 'local' or HOST:PORT")
+    check_place(None, address)
     given = {"mode": mode, "images": images, "n0": n0, "n": n, "alpha": alpha, "radii": radii}
     settings = {f"certification.{key}": value for key, value in given.items() if value is not None}
     if radii is not None:

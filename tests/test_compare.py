@@ -24,10 +24,9 @@ from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.folder import open_folder
 from cadis_ray.study.load import load_study
-from tests.helpers.places import ROOT
+from tests.helpers.places import DIGITS, ROOT, SHARED
 
-REPOSITORY = ROOT
-COHEN = REPOSITORY.parent / "shared" / "reference" / "cohen"
+COHEN = SHARED / "reference" / "cohen"
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -74,7 +73,7 @@ def model(name: str, seed: int, shift: float) -> Certificates:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult]:
     """A run's folder with a winner, two baselines, and a trial that failed."""
-    source = REPOSITORY / "search_spaces" / "digits.yaml"
+    source = DIGITS
     study = load_study(source)
     folder = tmp_path_factory.mktemp("runs") / "run"
     open_folder(study, source.read_text(), folder)
@@ -274,7 +273,7 @@ def test_wrong_use_is_refused_with_a_reason(tmp_path: Path, monkeypatch, argumen
 
 
 def test_an_unfinished_run_says_how_to_finish_it(finished, tmp_path: Path):
-    open_folder(load_study(REPOSITORY / "search_spaces" / "digits.yaml"), "", tmp_path / "run")
+    open_folder(load_study(DIGITS), "", tmp_path / "run")
     with pytest.raises(UsageError, match=r"result\.json: cannot be read"):
         run(tmp_path / "run")
     write_result(tmp_path / "run", {"status": "interrupted", "resume_command": "python -m cadis_ray.tune --resume x"})
@@ -284,7 +283,7 @@ def test_an_unfinished_run_says_how_to_finish_it(finished, tmp_path: Path):
 
 def test_what_certify_wrote_is_compared_too(finished, tmp_path: Path):
     folder, result = finished
-    study = load_study(REPOSITORY / "search_spaces" / "digits.yaml")
+    study = load_study(DIGITS)
     held = {"configuration": study.base.model_dump(mode="json"), "checkpoint": None}
     request = {"base": held["configuration"], "seed": 0, "models": {"off_the_shelf": held, "trial-0000": held}}
     (tmp_path / "certificates").mkdir()
@@ -314,7 +313,7 @@ def test_a_user_error_is_a_message_and_an_exit_code_without_a_traceback(tmp_path
     bad = tmp_path / "bad.tsv"
     bad.write_text(HEADER + "0\t3\t3\tx\t1\t0\n")
     command = [sys.executable, "-m", "cadis_ray.compare", "--logs", str(bad)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 5
     assert done.stderr.startswith(f"{bad}:2: radius is 'x'")
     assert "Traceback" not in done.stderr

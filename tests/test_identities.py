@@ -13,7 +13,7 @@ import yaml
 from cadis_ray.finetuning.base_classifier import base_identity, view_identity, view_of
 from cadis_ray.interface.section import Section
 from cadis_ray.models.settings import Denoiser
-from cadis_ray.study.folder import fingerprint, whole_fingerprint
+from cadis_ray.study.folder import default_folder, fingerprint, open_folder, whole_fingerprint
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import Study, changed, configuration
 from tests.helpers.places import ROOT
@@ -114,3 +114,16 @@ def test_a_raised_version_and_another_value_change_the_identity(folder: Path, mo
     assert after["views"] != before["views"]
     assert after["models"] == before["models"]
     assert identities(study, True) == PINNED["whole"]["digits"]
+
+
+def test_a_run_is_found_by_its_former_name_until_there_is_one_by_the_new(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(folder / "digits.yaml")
+    now, before = (tmp_path / "runs" / f"digits-{made_of(study)[:8]}" for made_of in (fingerprint, whole_fingerprint))
+    assert default_folder(study) == now
+    open_folder(study, "", before)
+    assert default_folder(study) == before
+    open_folder(study, "", now)
+    assert default_folder(study) == now

@@ -109,12 +109,9 @@ def show(result: StudyResult, mlflow: str) -> None:
             console.print(to_rich(table, console.width))
         else:
             print("\n".join(to_text(table)))
-    for what, name in (
-        ("report", "report.html"),
-        ("certificates", "certificates.tsv"),
-        ("result", "result.json"),
-    ):
-        if name == "result.json" or (result.run_dir / name).exists():
-            print(f"{what}: {result.run_dir / name}")
+    folder = RunFolder(result.run_dir)
+    for what, path in (("report", folder.report_html), ("certificates", folder.winner), ("result", folder.result)):
+        if path == folder.result or path.exists():
+            print(f"{what}: {path}")
     served = mlflow if mlflow.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(mlflow)}"
     print(f"all trials in MLflow: {served}", flush=True)

@@ -38,9 +38,10 @@ def finish_study(study: Study, run_dir: Path, ledger: Ledger, address: str, prog
     Raises EnvironmentProblem where the cluster can never hold ``resources``, and Interrupted on SIGINT and SIGTERM,
     with everything committed.
     """
-    whole = ledger.meta("fingerprint") == whole_fingerprint(study)
+    known, now = ledger.meta("fingerprint"), fingerprint(study)
+    whole = known not in (None, now) and known == whole_fingerprint(study)
     if not whole:
-        ledger.set_meta("fingerprint", fingerprint(study))
+        ledger.set_meta("fingerprint", now)
     data = load(study.base.data)
     counted = data.validation.first(study.base.validation.images)
     ledger.set_meta("validation images", counted.digest())  # the fingerprint does not know where the data lies

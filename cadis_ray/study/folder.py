@@ -43,8 +43,10 @@ def default_folder(study: Study) -> Path:
     that Ray deletes, ``~/cadis_ray`` takes the place of here."""
     here = Path.cwd()
     root = Path.home() / "cadis_ray" if "runtime_resources" in here.parts else here
-    names = [f"{study.name}-{made_of(study)[:8]}" for made_of in (fingerprint, whole_fingerprint)]
-    now, before = (root / "runs" / name for name in names)
+    now = root / "runs" / f"{study.name}-{fingerprint(study)[:8]}"
+    if now.exists() or not list(now.parent.glob(f"{study.name}-????????")):
+        return now  # without hashing the checkpoints again
+    before = now.with_name(f"{study.name}-{whole_fingerprint(study)[:8]}")
     return before if RunFolder(before).resolved.exists() else now
 
 

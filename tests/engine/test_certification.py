@@ -33,9 +33,9 @@ from cadis_ray.smoothing.settings import Finalists
 from cadis_ray.study.load import load_study
 from cadis_ray.study.sections import Resources
 from cadis_ray.study.study import changed
-from tests.helpers.engine import REPOSITORY, Cluster
+from tests.helpers.engine import Cluster
+from tests.helpers.places import DIGITS, ROOT
 
-DIGITS = REPOSITORY / "search_spaces" / "digits.yaml"
 CLASSIFIER = "package:digits_classifier.safetensors"
 SMALL = {"images": 5, "n0": 20, "n": 130, "radii": [0.25, 0.5]}
 RESOURCES = Resources(batch_size=64)
@@ -262,7 +262,7 @@ def test_other_weights_or_data_have_other_keys(tmp_path: Path) -> None:
     original = key(asked)
     study = load_study(DIGITS)
     other = tmp_path / "denoiser.safetensors"
-    content = (REPOSITORY / "cadis_ray/models/embedded/digits_denoiser.safetensors").read_bytes()
+    content = (ROOT / "cadis_ray/models/embedded/digits_denoiser.safetensors").read_bytes()
     other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     config = study.base.denoiser.config
     base = changed(asked.base, {"denoiser.checkpoint": str(other), "denoiser.config": config})

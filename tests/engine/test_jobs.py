@@ -23,7 +23,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from cadis_ray.smoothing.counts import CountsStore
 from cadis_ray.storage.ledger import Ledger
-from tests.helpers.engine import REPOSITORY, epochs_recorded, small_study, write_study
+from tests.helpers.engine import epochs_recorded, small_study, write_study
+from tests.helpers.places import ROOT
 
 pytestmark = pytest.mark.nodes
 
@@ -71,13 +72,13 @@ def head(tmp_path: Path) -> Iterator[Head]:
     port, dashboard, client, agent = free_ports(4)
     home = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     home |= {"HOME": str(tmp_path), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    home |= {"PYTHONPATH": str(REPOSITORY)}
+    home |= {"PYTHONPATH": str(ROOT)}
     made = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
-    assert made in (REPOSITORY / "docs" / "scaling.md").read_text()
+    assert made in (ROOT / "docs" / "scaling.md").read_text()
     subprocess.run(["bash", "-c", made], env=home, check=True)
     scaling = tmp_path / "autoscaling.yaml"
     scaling.write_text(yaml.safe_dump(autoscaling(f"{ray.util.get_node_ip_address()}:{port}")))
-    command = yaml.safe_load((REPOSITORY / "clusters" / "local.yaml").read_text())["head_start_ray_commands"][-1]
+    command = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())["head_start_ray_commands"][-1]
     for documented, here in (
         ("~/cadis-ray/.venv/bin/ray", f"exec {shlex.quote(str(RAY))}"),
         ("--port=6379", f"--port={port} --num-cpus=0 --block"),

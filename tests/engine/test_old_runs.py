@@ -1,5 +1,6 @@
 """A run that a former version was killed in goes on where it stood."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -7,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from cadis_ray.certification.evidence import verify
+from cadis_ray.engine.study import finish_study
+from cadis_ray.errors import IntegrityError
+from cadis_ray.interface.progress import Progress
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.run_folder import RunFolder
+from cadis_ray.study.folder import fingerprint
+from cadis_ray.study.load import load_study
 from tests.helpers.engine import Cluster
-from tests.helpers.places import OLD_RUNS
+from tests.helpers.places import DIGITS, OLD_RUNS
 
 # What the undisturbed run drew and found; another processor rounds otherwise, so the ACR is compared with a margin.
 UNDISTURBED = json.loads((OLD_RUNS / "undisturbed.json").read_text())
@@ -33,3 +39,12 @@ def test_a_killed_run_of_a_former_version_is_finished(cluster: Cluster, tmp_path
         assert row.parameters == pytest.approx(UNDISTURBED[name]["parameters"])
         assert last.metrics["acr"] == pytest.approx(UNDISTURBED[name]["acr"], abs=0.02)
     assert verify(folder.path) == []
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    study = load_study(DIGITS)
+    with Ledger(RunFolder(tmp_path).ledger) as ledger, Progress(io.StringIO()) as progress:
+        ledger.set_meta("fingerprint", fingerprint(study))
+        ledger.set_meta("validation images", "of another data set")
+        with pytest.raises(IntegrityError, match="validation images is 'of another data set'"):
+            finish_study(study, tmp_path, ledger, "nowhere:1", progress)

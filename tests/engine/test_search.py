@@ -22,9 +22,8 @@ from cadis_ray.study.load import load_study
 from cadis_ray.study.space import distributions
 from cadis_ray.study.study import Study
 from cadis_ray.study.warm_start import check_warm_start
-from tests.helpers.places import ROOT
+from tests.helpers.places import DIGITS
 
-REPOSITORY = ROOT
 LABELS = np.zeros(20, dtype=np.int64)
 
 
@@ -47,7 +46,7 @@ def with_(study: Study, **changes) -> Study:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    study = load_study(REPOSITORY / "search_spaces" / "digits.yaml")
+    study = load_study(DIGITS)
     return with_(study, trials=7, sampler={"name": "tpe", "startup": 2}, objective={"maximise": "acr"})
 
 
@@ -330,7 +329,7 @@ def test_a_run_that_is_not_comparable_is_refused_with_what_differs(study: Study,
 
 def test_a_warm_start_is_checked_when_the_file_is_read(study: Study, tmp_path: Path) -> None:
     before = ended_run(tmp_path / "before", study)
-    text = (REPOSITORY / "search_spaces" / "digits.yaml").read_text().replace("samples: 48", "samples: 40")
+    text = DIGITS.read_text().replace("samples: 48", "samples: 40")
     file = tmp_path / "study.yaml"
     file.write_text(f"{text}\nwarm_start: [{before}]\n")
     line = len(text.splitlines()) + 2

@@ -17,16 +17,15 @@ from cadis_ray.storage.ledger import Ledger
 from cadis_ray.storage.packing import pack
 from cadis_ray.study.load import load_study
 from cadis_ray.study.study import Study
-from tests.helpers.places import ROOT
+from tests.helpers.places import DIGITS, SHARED
 
-REPOSITORY = ROOT
-LOGS = sorted((REPOSITORY / "../shared/reference/certification_logs").resolve().glob("*_sigma_0.50.tsv"))
+LOGS = sorted((SHARED / "reference" / "certification_logs").glob("*_sigma_0.50.tsv"))
 IMAGES, EPOCHS, SCHEDULE = 1_600, 4, (32, 128)
 LABELS = np.zeros(IMAGES, np.int64)
 
 
 def study(scheduler: str, objective: dict | None = None, **changes: object) -> Study:
-    loaded = load_study(REPOSITORY / "search_spaces" / "digits.yaml").model_dump(mode="json")
+    loaded = load_study(DIGITS).model_dump(mode="json")
     loaded["scheduler"] |= {"name": scheduler, **changes}
     loaded["base"]["finetuning"]["epochs"] = EPOCHS
     loaded["base"]["certification"] |= {"n": 10_000}

@@ -18,9 +18,7 @@ from cadis_ray.finetuning.trial import trial_epochs
 from cadis_ray.models.checkpoints import read_state
 from cadis_ray.storage.ledger import Ledger
 from cadis_ray.study.study import Study, configuration
-from tests.helpers.places import ROOT
-
-REPOSITORY = ROOT
+from tests.helpers.places import DIGITS
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Cluster:
 
 def small_study(**resources: Any) -> dict:
     """The digits study with few images, samples and epochs, and a baseline that diverges."""
-    study = yaml.safe_load((REPOSITORY / "search_spaces" / "digits.yaml").read_text())
+    study = yaml.safe_load(DIGITS.read_text())
     study |= {"name": "small", "trials": 3, "sampler": {"name": "tpe", "startup": 1}}
     study["base"]["finetuning"] |= {"epochs": 2, "attack_steps": 1, "base_lr": 0.02}
     study["base"]["validation"] = {"images": 60, "samples": 8}

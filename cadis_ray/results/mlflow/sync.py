@@ -38,8 +38,6 @@ from cadis_ray.storage.ledger import Ledger, TrialRow
 from cadis_ray.storage.run_folder import RunFolder
 from cadis_ray.study.study import Study, configuration
 
-ENDING_FILES = ("study.yaml", "study.json", "result.json", "report.html", "report.md", "certificates.tsv",
-                "certificates/request.json")  # fmt: skip
 DIGEST_LENGTH = 36  # the longest that MLflow takes
 
 
@@ -84,9 +82,11 @@ def sync(
             _sync_final(one, row, result, run_dir)
     if result:
         _sync_ending(parent, result, rows)
-        for name in ENDING_FILES:
-            parent.file(run_dir / name)
-        for path in sorted(RunFolder(run_dir).figures.glob("*.svg")):
+        folder = RunFolder(run_dir)
+        for path in (folder.study, folder.resolved, folder.result, folder.report_html, folder.report_markdown,
+                     folder.winner, folder.request):  # fmt: skip
+            parent.file(path)
+        for path in sorted(folder.figures.glob("*.svg")):
             parent.file(path, "figures")
     parent.status(status)
     for row in rows:
