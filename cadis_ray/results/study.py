@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cadis_ray.certification.certificates import Certificates
 from cadis_ray.certification.examples import Examples
-from cadis_ray.search.objective import _limit, best_trial, metrics_of, pareto_front
+from cadis_ray.search.objective import best_trial, limit_of, metrics_of, pareto_front
 from cadis_ray.search.trials import TrialResult
 from cadis_ray.smoothing.estimate import Estimate
 from cadis_ray.study.study import Study, searched_paths
@@ -50,6 +50,6 @@ def summarise(study: Study, run_dir: Path, trials: list[TrialResult], recounts: 
         winner=best.name if best else None,
         certificates={},
         metrics=metrics_of(study.objective),
-        clean_limit=_limit(trials, study.objective),
+        clean_limit=limit_of(trials, study.objective),
         front=tuple(trial.name for trial in front),
     )

@@ -83,7 +83,7 @@ def pareto_front(trials: list[TrialResult], objective: Objective = ACR) -> list[
     Largest first metric first, the earlier of equals. Only feasible trials take part; where none is, only those with
     the smallest violation. A constraint whose baseline has no estimate is not judged. Baselines are not candidates.
     """
-    limit = _limit(trials, objective)
+    limit = limit_of(trials, objective)
     judged = [
         (violation(estimate, limit), scores(objective, estimate), trial)
         for trial in trials
@@ -102,7 +102,8 @@ def best_trial(trials: list[TrialResult], objective: Objective = ACR) -> TrialRe
     return next(iter(pareto_front(trials, objective)), None)
 
 
-def _limit(trials: list[TrialResult], objective: Objective) -> float | None:
+def limit_of(trials: list[TrialResult], objective: Objective) -> float | None:
+    """The least clean accuracy that is feasible, given all trials; None as of ``clean_limit``."""
     limited = objective.clean_at_least
     named = [trial.estimate for trial in trials if limited and trial.baseline and trial.name == limited.baseline]
     return clean_limit(objective, named[0] if named else None)
